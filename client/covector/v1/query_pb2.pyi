@@ -1,0 +1,161 @@
+from covector.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Reduce(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REDUCE_UNSPECIFIED: _ClassVar[Reduce]
+    REDUCE_MEAN: _ClassVar[Reduce]
+    REDUCE_MAX: _ClassVar[Reduce]
+
+class MissingRows(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MISSING_ROWS_UNSPECIFIED: _ClassVar[MissingRows]
+    MISSING_ROWS_OMIT: _ClassVar[MissingRows]
+    MISSING_ROWS_ZERO: _ClassVar[MissingRows]
+REDUCE_UNSPECIFIED: Reduce
+REDUCE_MEAN: Reduce
+REDUCE_MAX: Reduce
+MISSING_ROWS_UNSPECIFIED: MissingRows
+MISSING_ROWS_OMIT: MissingRows
+MISSING_ROWS_ZERO: MissingRows
+
+class CheckpointQuery(_message.Message):
+    __slots__ = ("name", "weights_digest")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    weights_digest: str
+    def __init__(self, name: _Optional[str] = ..., weights_digest: _Optional[str] = ...) -> None: ...
+
+class QuerySpec(_message.Message):
+    __slots__ = ("collection", "checkpoints", "query_count", "scorer", "where_json", "groups", "reduce", "missing", "space", "kind", "exact")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    QUERY_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SCORER_FIELD_NUMBER: _ClassVar[int]
+    WHERE_JSON_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    REDUCE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    SPACE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointQuery]
+    query_count: int
+    scorer: str
+    where_json: str
+    groups: _containers.RepeatedScalarFieldContainer[int]
+    reduce: Reduce
+    missing: MissingRows
+    space: _types_pb2.Space
+    kind: _types_pb2.GradientKind
+    exact: bool
+    def __init__(self, collection: _Optional[str] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointQuery, _Mapping]]] = ..., query_count: _Optional[int] = ..., scorer: _Optional[str] = ..., where_json: _Optional[str] = ..., groups: _Optional[_Iterable[int]] = ..., reduce: _Optional[_Union[Reduce, str]] = ..., missing: _Optional[_Union[MissingRows, str]] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., exact: bool = ...) -> None: ...
+
+class VectorPart(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class QueryRequest(_message.Message):
+    __slots__ = ("spec", "vectors")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    spec: TopKSpec
+    vectors: VectorPart
+    def __init__(self, spec: _Optional[_Union[TopKSpec, _Mapping]] = ..., vectors: _Optional[_Union[VectorPart, _Mapping]] = ...) -> None: ...
+
+class TopKSpec(_message.Message):
+    __slots__ = ("query", "k", "keys_only")
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    KEYS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    query: QuerySpec
+    k: int
+    keys_only: bool
+    def __init__(self, query: _Optional[_Union[QuerySpec, _Mapping]] = ..., k: _Optional[int] = ..., keys_only: bool = ...) -> None: ...
+
+class Stage(_message.Message):
+    __slots__ = ("name", "rows_in", "rows_out", "seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROWS_IN_FIELD_NUMBER: _ClassVar[int]
+    ROWS_OUT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rows_in: int
+    rows_out: int
+    seconds: float
+    def __init__(self, name: _Optional[str] = ..., rows_in: _Optional[int] = ..., rows_out: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class QuerySummary(_message.Message):
+    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer")
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    FIT_FIELD_NUMBER: _ClassVar[int]
+    RESULT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SCORER_FIELD_NUMBER: _ClassVar[int]
+    exact: bool
+    stages: _containers.RepeatedCompositeFieldContainer[Stage]
+    index: str
+    fit: str
+    result_count: int
+    scorer: str
+    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ...) -> None: ...
+
+class Hit(_message.Message):
+    __slots__ = ("key", "score", "text", "metadata_json")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    score: float
+    text: str
+    metadata_json: str
+    def __init__(self, key: _Optional[bytes] = ..., score: _Optional[float] = ..., text: _Optional[str] = ..., metadata_json: _Optional[str] = ...) -> None: ...
+
+class ResultHits(_message.Message):
+    __slots__ = ("result_index", "proponents", "opponents")
+    RESULT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    PROPONENTS_FIELD_NUMBER: _ClassVar[int]
+    OPPONENTS_FIELD_NUMBER: _ClassVar[int]
+    result_index: int
+    proponents: _containers.RepeatedCompositeFieldContainer[Hit]
+    opponents: _containers.RepeatedCompositeFieldContainer[Hit]
+    def __init__(self, result_index: _Optional[int] = ..., proponents: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., opponents: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ...) -> None: ...
+
+class QueryResponse(_message.Message):
+    __slots__ = ("summary", "hits")
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    summary: QuerySummary
+    hits: ResultHits
+    def __init__(self, summary: _Optional[_Union[QuerySummary, _Mapping]] = ..., hits: _Optional[_Union[ResultHits, _Mapping]] = ...) -> None: ...
+
+class ScoresRequest(_message.Message):
+    __slots__ = ("spec", "vectors")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    spec: QuerySpec
+    vectors: VectorPart
+    def __init__(self, spec: _Optional[_Union[QuerySpec, _Mapping]] = ..., vectors: _Optional[_Union[VectorPart, _Mapping]] = ...) -> None: ...
+
+class ScoresResponse(_message.Message):
+    __slots__ = ("keys", "scores", "result_count")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    RESULT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    keys: _types_pb2.KeyColumn
+    scores: bytes
+    result_count: int
+    def __init__(self, keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scores: _Optional[bytes] = ..., result_count: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""covector's server: gradients in sharded Zarr arrays, their state in LMDB, questions over gRPC."""

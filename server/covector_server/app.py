@@ -1,0 +1,146 @@
+"""The composition root: the one place that knows every part of the server and starts and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from covector.errors import Unavailable
+from covector.v1 import (
+    collections_pb2,
+    collections_pb2_grpc,
+    ingest_pb2,
+    ingest_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+    query_pb2,
+    query_pb2_grpc,
+    rows_pb2,
+    rows_pb2_grpc,
+)
+from covector_server.config import Config
+from covector_server.ingest.committer import Committer
+from covector_server.jobs.operations import Operations
+from covector_server.rpc.authentication import ApiKeyInterceptor
+from covector_server.rpc.collections import CollectionsServicer
+from covector_server.rpc.ingest import IngestServicer
+from covector_server.rpc.operations import OperationsServicer
+from covector_server.rpc.query import QueryServicer
+from covector_server.rpc.rows import RowsServicer
+from covector_server.storage.store import Store
+from covector_server.storage.view import CollectionView
+
+_log = logging.getLogger(__name__)
+_MESSAGE_SLACK_BYTES = 64 << 10
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (collections_pb2, "CollectionsService"),
+        (ingest_pb2, "IngestService"),
+        (query_pb2, "QueryService"),
+        (rows_pb2, "RowsService"),
+        (operations_pb2, "OperationsService"),
+    )
+)
+
+
+class Server:
+    """A running server. ``start`` opens the store and listens; ``stop`` loses nothing that was acknowledged."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stopping = asyncio.Event()
+        self._store = Store(config.data, config.sizes)
+        self._committer = Committer(self._store, config.limits)
+        self._operations = Operations(self._store, self._committer)
+        self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
+        self._ingest = ThreadPoolExecutor(config.ingest_threads, thread_name_prefix="ingest")
+        self._health = health.aio.HealthServicer()
+        self._grpc = self._make_grpc_server()
+
+    async def start(self) -> str:
+        """Listens, and returns the address."""
+        listen = self._config.listen
+        try:
+            port = self._add_port(listen)
+        except RuntimeError as error:
+            raise Unavailable(f"cannot listen on {listen}: {error}; is the port taken?") from error
+        await self._grpc.start()
+        for service in ("", *SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    async def stop(self) -> None:
+        """Ends streams with a clear status, commits what is queued, publishes partial shards, closes the files."""
+        self._stopping.set()
+        await self._health.enter_graceful_shutdown()
+        await self._grpc.stop(self._config.stop_grace_s)
+        await asyncio.to_thread(self._stop_threads)
+
+    def _stop_threads(self) -> None:
+        self._operations.stop()
+        self._committer.stop()
+        self._queries.shutdown(wait=True, cancel_futures=True)
+        self._ingest.shutdown(wait=True, cancel_futures=True)
+        self._store.close()
+
+    def _make_grpc_server(self) -> grpc.aio.Server:
+        limits, api_key = self._config.limits, self._config.api_key
+        server = grpc.aio.server(
+            interceptors=[] if api_key is None else [ApiKeyInterceptor(api_key)],
+            options=[
+                ("grpc.max_receive_message_length", limits.message_bytes + _MESSAGE_SLACK_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._add_services(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        store, committer, limits = self._store, self._committer, self._config.limits
+
+        def open_view(name: str) -> AbstractContextManager[CollectionView]:
+            return store.collection(name).reading()
+
+        collections_pb2_grpc.add_CollectionsServiceServicer_to_server(
+            CollectionsServicer(store, committer, self._operations, limits), server
+        )
+        ingest_pb2_grpc.add_IngestServiceServicer_to_server(
+            IngestServicer(store, committer, self._ingest, limits, self._stopping), server
+        )
+        query_pb2_grpc.add_QueryServiceServicer_to_server(QueryServicer(open_view, self._queries, limits), server)
+        rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits), server)
+        operations_pb2_grpc.add_OperationsServiceServicer_to_server(
+            OperationsServicer(self._operations, limits), server
+        )
+
+    def _add_port(self, listen: str) -> int:
+        if self._config.tls is None:
+            return int(self._grpc.add_insecure_port(listen))
+        certificate, key = (path.read_bytes() for path in self._config.tls)
+        return int(self._grpc.add_secure_port(listen, grpc.ssl_server_credentials([(key, certificate)])))
+
+
+async def serve(config: Config) -> None:
+    """Serves until SIGTERM or SIGINT; prints one line when ready."""
+    server = Server(config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    address = await server.start()
+    print(f"listening on {address}", flush=True)
+    await stop.wait()
+    _log.info("stopping")
+    await server.stop()

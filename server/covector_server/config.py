@@ -1,0 +1,64 @@
+"""The server's configuration: one frozen value, read once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from covector.errors import InvalidInput
+from covector_server.limits import Limits
+from covector_server.storage.store import Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a server is told. ``api_key`` None: no key is asked for; ``tls`` None: plain connections."""
+
+    data: Path
+    listen: str = "127.0.0.1:7337"
+    api_key: str | None = None
+    tls: tuple[Path, Path] | None = None  # certificate chain, private key
+    limits: Limits = field(default_factory=Limits)
+    sizes: Sizes = field(default_factory=Sizes)
+    query_threads: int = 2
+    ingest_threads: int = 2
+    stop_grace_s: float = 10.0
+    verbose: bool = False
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """The configuration from command-line arguments and the environment (COVECTOR_API_KEY)."""
+    given = _parser().parse_args(arguments)
+    if (given.tls_cert is None) != (given.tls_key is None):
+        raise InvalidInput("--tls-cert and --tls-key go together")
+    key = given.api_key_file.read_text().strip() if given.api_key_file else os.environ.get("COVECTOR_API_KEY")
+    return Config(
+        data=given.data,
+        listen=given.listen,
+        api_key=key or None,
+        tls=None if given.tls_cert is None else (given.tls_cert, given.tls_key),
+        sizes=Sizes(shard_bytes=given.shard_mib << 20),
+        query_threads=given.query_threads,
+        verbose=given.verbose,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="covector serve",
+        description="Serve a data directory over gRPC until SIGTERM or SIGINT.",
+        epilog="example: covector serve --data ./store --listen 127.0.0.1:7337",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the store is, or is to be")
+    parser.add_argument(
+        "--listen", default="127.0.0.1:7337", metavar="HOST:PORT", help="port 0 picks a free one; also unix:/path"
+    )
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="clients must send this key")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM certificate chain")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM private key")
+    parser.add_argument("--shard-mib", type=int, default=256, metavar="MIB", help="size of new shards (default 256)")
+    parser.add_argument("--query-threads", type=int, default=2, metavar="N", help="queries at once (default 2)")
+    parser.add_argument("--verbose", action="store_true", help="log what the server does")
+    return parser

@@ -1,0 +1,38 @@
+"""Every limit of the server, in one place. Exceeding one is a LimitExceeded that names it with its value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from covector.errors import LimitExceeded
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of one server. Sizes are in bytes, units last."""
+
+    message_bytes: int = 8 << 20
+    batch_bytes: int = 64 << 20
+    batch_rows: int = 65_536
+    row_bytes: int = 1 << 30
+    key_bytes: int = 1024
+    text_bytes: int = 1 << 20
+    metadata_bytes: int = 64 << 10
+    metadata_fields: int = 256
+    collections: int = 10_000
+    checkpoints: int = 1_000
+    streams: int = 1_000
+    queue_bytes: int = 256 << 20
+    query_bytes: int = 1 << 30
+    query_vectors: int = 4_096
+    hits: int = 10_000
+    filter_terms: int = 1_000
+    filter_depth: int = 32
+    page_size: int = 1_000
+    wait_s: float = 60.0
+
+    def check(self, name: str, value: int, what: str) -> None:
+        """Raises LimitExceeded if ``value`` is past the limit called ``name``; ``what`` opens the message."""
+        limit = getattr(self, name)
+        if value > limit:
+            raise LimitExceeded(f"{what}: {value} exceeds the limit {name}={limit}", limit=name, value=value)

@@ -1,0 +1,1 @@
+"""The catalog: what the store contains, committed in one place."""

@@ -1,0 +1,123 @@
+"""What the catalog says, as values: the records of collections, checkpoints, writers, blocks and operations.
+
+Records are JSON, so that a store can be read without this program; a field that is not there has its default, so that
+an older store opens. What changes with every commit stands apart from what never does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from covector.types import GradientKind
+
+FORMAT_VERSION = 1
+
+
+class Record:
+    """A frozen dataclass that travels as a JSON object."""
+
+    def encode(self) -> bytes:
+        """Canonical JSON."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()  # type: ignore[call-overload]
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        """The record in ``value``."""
+        return cls(**json.loads(value))
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord(Record):
+    """The store itself: its format, and the next collection's id."""
+
+    format_version: int = FORMAT_VERSION
+    next_collection_id: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionRecord(Record):
+    """A collection, as made."""
+
+    id: int
+    name: str
+    space_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionCounters(Record):
+    """Where the next row goes: its id, and the end of the row log."""
+
+    next_row_id: int = 0
+    next_checkpoint_id: int = 1
+    next_supplement: int = 0
+    log_file: int = 0
+    log_offset_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord(Record):
+    """A checkpoint, as made. Its arrays lie in ``collections/<collection>/<id>/<generation>``."""
+
+    id: int
+    name: str
+    eta: float
+    weights_digest: str | None
+    kind: dict[str, str | None]
+    chunk_rows: int
+    shard_rows: int
+    generation: int = 0
+
+    @property
+    def gradient_kind(self) -> GradientKind:
+        """How its rows' gradients were taken."""
+        return GradientKind(**self.kind)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointCounters(Record):
+    """How far the arrays are written. ``checksums``: by array, CRC-32C of the rows of its last, partial chunk."""
+
+    row_count: int = 0
+    zero_row_count: int = 0
+    sealed_shard_count: int = 0
+    checksums: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterRecord(Record):
+    """A writer's high-water mark: the last batch stored, and what was answered."""
+
+    sequence: int
+    digest: str
+    stored_row_count: int
+    duplicate_row_count: int
+    zero_row_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRecord(Record):
+    """Where a block of the row log lies. ``first``, ``last``: the smallest and the largest row id in it."""
+
+    file: int
+    offset_bytes: int
+    size_bytes: int
+    first: int
+    last: int
+    row_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRecord(Record):
+    """A piece of long work, as last seen."""
+
+    id: str
+    kind: str
+    collection: str
+    state: str
+    steps_done: int = 0
+    steps_total: int = 0
+    error_kind: str = ""
+    error_message: str = ""
+    result: dict[str, Any] = field(default_factory=dict)

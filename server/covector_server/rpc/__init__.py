@@ -1,0 +1,1 @@
+"""gRPC handlers. They translate and hold no logic."""

@@ -1,0 +1,123 @@
+"""CollectionsService: make, list, describe, delete, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, TypeAlias
+
+import grpc
+
+from covector.errors import InvalidInput
+from covector.v1 import collections_pb2 as pb
+from covector.v1 import collections_pb2_grpc
+from covector_server.ingest.committer import Committer
+from covector_server.jobs.operations import Operations
+from covector_server.jobs.publish import publish
+from covector_server.limits import Limits
+from covector_server.rpc.convert import kind_to_message, space_from_message, space_to_message
+from covector_server.rpc.edge import unary
+from covector_server.rpc.operations import operation_to_message
+from covector_server.rpc.pages import page_of
+from covector_server.storage.checkpoint import StoredCheckpoint
+from covector_server.storage.collection import StoredCollection
+from covector_server.storage.store import Store
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class CollectionsServicer(collections_pb2_grpc.CollectionsServiceServicer):
+    """Translates; the store decides."""
+
+    def __init__(self, store: Store, committer: Committer, operations: Operations, limits: Limits) -> None:
+        self._store = store
+        self._committer = committer
+        self._operations = operations
+        self._limits = limits
+
+    @unary
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: Context
+    ) -> pb.CreateCollectionResponse:
+        if not _NAME.fullmatch(request.name):
+            raise InvalidInput(
+                f"{request.name!r} is no collection name: 1 to 200 letters, digits, '.', '_', '-', "
+                "the first a letter or a digit",
+                field="name",
+            )
+        space = space_from_message(request.space)
+        self._limits.check("row_bytes", 2 * space.dim, f"bytes of a row of dim {space.dim}")
+        self._limits.check("collections", len(self._store.collections()) + 1, "collections")
+        collection = await self._on_store(
+            lambda: self._store.create_collection(request.name, space, request.exist_ok, request.request_id)
+        )
+        return pb.CreateCollectionResponse(collection=collection_to_message(collection))
+
+    @unary
+    async def GetCollection(self, request: pb.GetCollectionRequest, context: Context) -> pb.GetCollectionResponse:
+        return pb.GetCollectionResponse(collection=collection_to_message(self._store.collection(request.name)))
+
+    @unary
+    async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
+        page, token = page_of(
+            self._store.collections(), lambda c: c.record.name, request.page_size, request.page_token, self._limits
+        )
+        return pb.ListCollectionsResponse(collections=map(collection_to_message, page), next_page_token=token)
+
+    @unary
+    async def DeleteCollection(
+        self, request: pb.DeleteCollectionRequest, context: Context
+    ) -> pb.DeleteCollectionResponse:
+        row_count = await self._on_store(lambda: self._store.delete_collection(request.name, request.request_id))
+        return pb.DeleteCollectionResponse(row_count=row_count)
+
+    @unary
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
+        collection = self._store.collection(request.collection)
+        page, token = page_of(
+            list(collection.checkpoints.values()),
+            lambda c: c.record.name,
+            request.page_size,
+            request.page_token,
+            self._limits,
+        )
+        messages = [_checkpoint_to_message(checkpoint, self._store) for checkpoint in page]
+        return pb.ListCheckpointsResponse(checkpoints=messages, next_page_token=token)
+
+    @unary
+    async def PublishCollection(
+        self, request: pb.PublishCollectionRequest, context: Context
+    ) -> pb.PublishCollectionResponse:
+        name = self._store.collection(request.collection).record.name
+        work = publish(self._store, self._committer, name)
+        record = await asyncio.to_thread(self._operations.start, "publish", name, work, request.request_id)
+        return pb.PublishCollectionResponse(operation=operation_to_message(record))
+
+    async def _on_store(self, work: Any) -> Any:
+        return await asyncio.wrap_future(self._committer.call(work))
+
+
+def collection_to_message(collection: StoredCollection) -> pb.Collection:
+    """The message of a collection."""
+    return pb.Collection(
+        name=collection.record.name,
+        id=collection.record.id,
+        space=space_to_message(collection.space),
+        row_count=collection.counters.next_row_id,
+        fields=[pb.Field(name=name, type=type_) for name, type_ in sorted(collection.fields.items())],
+    )
+
+
+def _checkpoint_to_message(checkpoint: StoredCheckpoint, store: Store) -> pb.Checkpoint:
+    record, counters = checkpoint.record, checkpoint.counters
+    return pb.Checkpoint(
+        name=record.name,
+        eta=record.eta,
+        weights_digest=record.weights_digest or "",
+        kind=kind_to_message(record.gradient_kind),
+        row_count=counters.row_count - len(checkpoint.dead),
+        zero_row_count=counters.zero_row_count,
+        path=str(checkpoint.directory.relative_to(store.data)),
+        published_row_count=checkpoint.published_row_count(),
+    )

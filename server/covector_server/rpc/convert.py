@@ -1,0 +1,48 @@
+"""Messages to values and back, where more than one handler needs it."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from covector.errors import InvalidInput
+from covector.types import Correction, Function, GradientKind, Space, TokenReduction
+from covector.v1 import types_pb2
+
+_FUNCTIONS: tuple[Function | None, ...] = (None, *get_args(Function))
+_REDUCTIONS: tuple[TokenReduction | None, ...] = (None, *get_args(TokenReduction))
+_CORRECTIONS: tuple[Correction | None, ...] = (None, *get_args(Correction))
+
+
+def kind_from_message(message: types_pb2.GradientKind) -> GradientKind:
+    """The gradient kind in a message. Raises InvalidInput for a number this server does not know."""
+    try:
+        return GradientKind(
+            _FUNCTIONS[message.function],
+            _REDUCTIONS[message.token_reduction],
+            _CORRECTIONS[message.optimiser_correction],
+        )
+    except IndexError as error:
+        raise InvalidInput("the gradient kind is newer than this server; update the server") from error
+
+
+def kind_to_message(kind: GradientKind) -> types_pb2.GradientKind:
+    """The message of a gradient kind."""
+    numbers: dict[str, Any] = {
+        "function": _FUNCTIONS.index(kind.function),
+        "token_reduction": _REDUCTIONS.index(kind.reduction),
+        "optimiser_correction": _CORRECTIONS.index(kind.correction),
+    }
+    return types_pb2.GradientKind(**numbers)
+
+
+def space_from_message(message: types_pb2.Space) -> Space:
+    """The space in a message. Raises InvalidInput if it is none, or is not what its fingerprint says."""
+    space = Space.from_json(message.json)
+    if message.fingerprint and message.fingerprint != space.fingerprint:
+        raise InvalidInput("the fingerprint is not the SHA-256 of the space's canonical JSON")
+    return space
+
+
+def space_to_message(space: Space) -> types_pb2.Space:
+    """The message of a space."""
+    return types_pb2.Space(json=space.json, fingerprint=space.fingerprint)

@@ -1,0 +1,175 @@
+"""One Zarr array of rows, written so that each row is written once.
+
+The shard that is still being filled, the tail, has its final size from the start: rows go to their final place, a
+chunk's checksum follows when the chunk is full, and sealing writes the index that was all-missing until then. The
+checksum of the chunk in progress is carried along, over the bytes as they were received; it is committed with the row
+count, so a chunk's checksum never comes from reading back what the disk made of it.
+
+``ArrayState`` says how far the array is committed. Nothing here changes it: ``write`` returns the next one, and the
+catalog decides whether it holds. Bytes past it are as good as absent, and are written over.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+
+from covector.errors import Corrupt
+from covector_server.storage.contract import ArrayState, Rows
+from covector_server.storage.disk import Disk
+from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
+from covector_server.storage.segment import MappedShard
+
+
+class ZarrArray:
+    """The array in ``directory``. Writing belongs to one thread; shards may be read by any."""
+
+    def __init__(self, directory: Path, layout: ArrayLayout, disk: Disk) -> None:
+        self.directory = directory
+        self.layout = layout
+        self._disk = disk
+        self._descriptors: dict[int, int] = {}  # shard -> open file
+        self._touched: set[int] = set()  # shards written since the last sync
+        self._new_entries = False  # a shard file was made since the last sync
+        self._mapped: dict[int, MappedShard] = {}
+        self._published: int | None = None  # the shape in zarr.json, once read
+
+    def create(self) -> None:
+        """Makes the empty array, durably."""
+        self._disk.make_directories(self._shard_path(0).parent if self.layout.item_shape else self.directory / "c")
+        self._disk.replace_json(self.directory / "zarr.json", self.layout.zarr_document(0))
+
+    def write(self, state: ArrayState, rows: Rows) -> ArrayState:
+        """Writes rows after those of ``state`` and returns the state with them. Not durable before ``sync``."""
+        layout, row_count, checksum = self.layout, state.row_count, state.checksum
+        data = memoryview(np.ascontiguousarray(rows, dtype=layout.dtype).reshape(-1).view(np.uint8).data)
+        while data:
+            shard, row = divmod(row_count, layout.shard_rows)
+            room = layout.chunk_rows - row % layout.chunk_rows
+            piece = data[: room * layout.row_bytes]
+            data = data[len(piece) :]
+            checksum = crc32c(piece, checksum)
+            row_count += len(piece) // layout.row_bytes
+            full = row_count % layout.chunk_rows == 0
+            self._write_piece(shard, layout.row_offset_bytes(row), piece, checksum if full else None)
+            checksum = 0 if full else checksum
+        return ArrayState(row_count, checksum)
+
+    def sync(self) -> None:
+        """Returns when everything written is on stable storage, new files and their names included."""
+        touched, self._touched = self._touched, set()
+        for shard in touched:
+            self._disk.sync(self._descriptors[shard])
+        if self._new_entries:
+            self._sync_directories(touched)
+            self._new_entries = False
+
+    def seal(self, shard: int) -> None:
+        """Completes a full shard: its index, durably. Doing it again changes nothing."""
+        self._write_index(shard, self.layout.chunks_per_shard)
+        self._disk.close(self._descriptors.pop(shard))
+
+    def publish(self, state: ArrayState) -> None:
+        """Makes all rows of ``state``, the partial shard included, readable by Zarr tools."""
+        layout = self.layout
+        shard, row = divmod(state.row_count, layout.shard_rows)
+        if row:
+            chunk, row_in_chunk = divmod(row, layout.chunk_rows)
+            if row_in_chunk:
+                padding = bytes((layout.chunk_rows - row_in_chunk) * layout.row_bytes)
+                self._write_piece(shard, layout.row_offset_bytes(row), padding, crc32c(padding, state.checksum))
+            self._write_index(shard, chunk + (row_in_chunk > 0))
+        self.set_published(state.row_count)
+
+    def published_row_count(self) -> int:
+        """Rows that Zarr tools can read now."""
+        if self._published is None:
+            self._published = int(self._document()["shape"][0])
+        return self._published
+
+    def set_published(self, row_count: int) -> None:
+        """Sets the shape in ``zarr.json``, durably."""
+        document = self._document()
+        document["shape"][0] = row_count
+        self._published = None
+        self._disk.replace_json(self.directory / "zarr.json", document)
+        self._published = row_count
+
+    def read(self, start: int, stop: int, row_count: int) -> Rows:
+        """Rows [start, stop), which must lie in one chunk, as a view of the mapped file.
+
+        row_count: committed rows; a chunk that they fill is checked on its first touch. Raises Corrupt if it is bad.
+        """
+        shard, row = divmod(start, self.layout.shard_rows)
+        complete_chunks = (row_count - shard * self.layout.shard_rows) // self.layout.chunk_rows
+        return self._map(shard).rows(row, row + stop - start, complete_chunks)
+
+    def checksum_of_tail(self, row_count: int) -> int:
+        """CRC-32C of the rows of the last, partial chunk as they are on disk now."""
+        shard, row = divmod(row_count, self.layout.shard_rows)
+        row_in_chunk = row % self.layout.chunk_rows
+        if not row_in_chunk:
+            return 0
+        with self._shard_path(shard).open("rb") as file:
+            file.seek(self.layout.row_offset_bytes(row - row_in_chunk))
+            return int(crc32c(file.read(row_in_chunk * self.layout.row_bytes)))
+
+    def close(self) -> None:
+        """Closes the files; mapped shards stay valid for those who hold them."""
+        for descriptor in self._descriptors.values():
+            self._disk.close(descriptor)
+        self._descriptors.clear()
+        self._mapped.clear()
+
+    def _document(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.directory / "zarr.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise Corrupt(f"{self.directory / 'zarr.json'} cannot be read: {error}") from error
+
+    def _map(self, shard: int) -> MappedShard:
+        mapped = self._mapped.get(shard)
+        if mapped is None:
+            mapped = self._mapped.setdefault(shard, MappedShard(self._shard_path(shard), self.layout))
+        return mapped
+
+    def _write_piece(self, shard: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
+        descriptor = self._open(shard)
+        self._touched.add(shard)
+        self._disk.write(descriptor, piece, offset_bytes)
+        if checksum is not None:
+            self._disk.write(descriptor, checksum.to_bytes(CHECKSUM_BYTES, "little"), offset_bytes + len(piece))
+
+    def _write_index(self, shard: int, chunk_count: int) -> None:
+        descriptor = self._open(shard)
+        self._disk.write(descriptor, self.layout.index(chunk_count), self.layout.index_offset_bytes)
+        self._disk.sync(descriptor)
+        self._touched.discard(shard)
+
+    def _open(self, shard: int) -> int:
+        descriptor = self._descriptors.get(shard)
+        if descriptor is None:
+            path = self._shard_path(shard)
+            is_new = not path.exists()
+            if is_new and self.layout.item_shape:
+                path.parent.mkdir(exist_ok=True)
+            descriptor = self._descriptors[shard] = self._disk.open(path, self.layout.shard_bytes)
+            if is_new:
+                self._new_entries = True
+                self._disk.write(descriptor, self.layout.index(0), self.layout.index_offset_bytes)
+                self._touched.add(shard)
+        return descriptor
+
+    def _sync_directories(self, shards: set[int]) -> None:
+        root = self.directory / "c"
+        if self.layout.item_shape:
+            for shard in shards:
+                self._disk.sync_directory(self._shard_path(shard).parent)
+        self._disk.sync_directory(root)
+
+    def _shard_path(self, shard: int) -> Path:
+        return self.directory / self.layout.shard_file(shard)

@@ -1,0 +1,67 @@
+"""Every write and sync of row files goes through a ``Disk``, so that a faulty one can stand in its place.
+
+What the rest relies on: bytes written are on stable storage only after ``fdatasync`` of their file, a new file or a
+rename only after ``sync_directory`` of its parent. A sync that failed says nothing about what is on disk and is never
+tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Disk:
+    """The real disk."""
+
+    def open(self, path: Path, size_bytes: int) -> int:
+        """Opens a file to write, made of ``size_bytes`` (sparse) if it is not there. The caller closes the number."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if os.fstat(descriptor).st_size < size_bytes:
+                os.ftruncate(descriptor, size_bytes)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def write(self, descriptor: int, data: bytes | memoryview, offset_bytes: int) -> None:
+        """Writes all of ``data`` at the offset."""
+        view = memoryview(data).cast("B")
+        while view:
+            written = os.pwrite(descriptor, view, offset_bytes)
+            view, offset_bytes = view[written:], offset_bytes + written
+
+    def sync(self, descriptor: int) -> None:
+        """Returns when everything written to the file is on stable storage."""
+        os.fdatasync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def sync_directory(self, path: Path) -> None:
+        """Returns when the directory's entries are on stable storage."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def make_directories(self, path: Path) -> None:
+        """Makes a directory and its parents, durably."""
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for made in reversed(missing):
+            self.sync_directory(made.parent)
+
+    def replace_json(self, path: Path, document: dict[str, Any]) -> None:
+        """Puts a JSON file in place of the one at ``path``, durably: readers see the old or the new, whole."""
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(document, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        self.sync_directory(path.parent)

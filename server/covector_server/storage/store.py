@@ -1,0 +1,192 @@
+"""A data directory: its lock, its catalog, its collections. Opening it is recovery."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from covector.errors import AlreadyExists, Conflict, Corrupt, NotFound, Unavailable, near_matches
+from covector.types import Space
+from covector_server.metadata.catalog import TABLES, Catalog, number, numbers
+from covector_server.metadata.lmdb_catalog import LmdbCatalog
+from covector_server.metadata.records import FORMAT_VERSION, CheckpointCounters, CollectionRecord, StoreRecord
+from covector_server.storage.array import ZarrArray
+from covector_server.storage.checkpoint import StoredCheckpoint
+from covector_server.storage.collection import StoredCollection
+from covector_server.storage.disk import Disk
+from covector_server.storage.layout import rows_for
+
+_STORE_KEY = b"store"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """About how large the chunks and the shards of new checkpoints are."""
+
+    chunk_bytes: int = 1 << 20
+    shard_bytes: int = 256 << 20
+
+
+class Store:
+    """An open data directory. Everything but ``collection`` and ``collections`` belongs to the committer's thread."""
+
+    def __init__(self, data: Path, sizes: Sizes | None = None, disk: Disk | None = None) -> None:
+        self.data = data
+        self.sizes = sizes or Sizes()
+        self.disk = disk or Disk()
+        self.disk.make_directories(data / "collections")
+        self._lock = _lock(data / "lock")
+        self.catalog: Catalog = LmdbCatalog(data / "catalog.lmdb")
+        self._by_name: dict[str, StoredCollection] = {}
+        self._record = self._open_record()
+        self._recover()
+
+    def collection(self, name: str) -> StoredCollection:
+        """The collection called ``name``. Raises NotFound naming near matches."""
+        found = self._by_name.get(name)
+        if found is None:
+            raise NotFound(f"no collection {name!r}; {near_matches(name, self._by_name)}", collection=name)
+        return found
+
+    def collections(self) -> list[StoredCollection]:
+        """All collections, by name."""
+        return [self._by_name[name] for name in sorted(self._by_name)]
+
+    def create_collection(self, name: str, space: Space, exist_ok: bool, request_id: str = "") -> StoredCollection:
+        """Makes a collection, durably. Raises AlreadyExists, or Conflict where ``exist_ok`` meets another space. The
+        same request sent again has no second effect."""
+        standing = self._by_name.get(name)
+        if standing is not None:
+            return _existing(standing, space, exist_ok or self._answered(request_id) == number(standing.record.id))
+        record = CollectionRecord(self._record.next_collection_id, name, space.json)
+        collection = self._at(record)
+        shutil.rmtree(collection.directory, ignore_errors=True)  # of an attempt that was not committed
+        collection.log.create()
+        following = replace(self._record, next_collection_id=record.id + 1)
+        with self.catalog.write() as writer:
+            writer.put("collections", number(record.id), record.encode())
+            writer.put("names", name.encode(), number(record.id))
+            writer.put("store", _STORE_KEY, following.encode())
+            if request_id:
+                writer.put("requests", request_id.encode(), number(record.id))
+        self._record = following
+        self._by_name[name] = collection
+        return collection
+
+    def delete_collection(self, name: str, request_id: str = "") -> int:
+        """Takes a collection out of the catalog, durably, and returns how many rows it had; its files go when its last
+        reader has. The same request sent again has no second effect."""
+        answered = self._answered(request_id)
+        if answered is not None:
+            return numbers(answered)[0]
+        collection = self.collection(name)
+        prefix = number(collection.record.id)
+        with self.catalog.write() as writer:
+            writer.delete("names", name.encode())
+            for table in TABLES:
+                if table not in ("names", "store", "operations", "requests"):
+                    for key in [key for key, _ in writer.scan(table, prefix)]:
+                        writer.delete(table, key)
+            if request_id:
+                writer.put("requests", request_id.encode(), number(collection.counters.next_row_id))
+        del self._by_name[name]
+        collection.retire(Unavailable(f"collection {name!r} was deleted"))
+        return collection.counters.next_row_id
+
+    def new_checkpoint_rows(self, dim: int) -> tuple[int, int]:
+        """(chunk_rows, shard_rows) of a new checkpoint."""
+        return rows_for(dim, self.sizes.chunk_bytes, self.sizes.shard_bytes)
+
+    def seal_full_shards(self, collection: StoredCollection, checkpoint: StoredCheckpoint) -> None:
+        """Seals what is full, and marks it sealed."""
+        if checkpoint.full_shard_count() > checkpoint.counters.sealed_shard_count:
+            self._mark(collection, checkpoint, checkpoint.seal_full_shards())
+
+    def publish(self, collection: StoredCollection) -> None:
+        """Makes every committed row of a collection readable by Zarr tools."""
+        for checkpoint in collection.checkpoints.values():
+            if not checkpoint.is_published():
+                checkpoint.publish()
+
+    def close(self) -> None:
+        """Publishes partial shards and closes the files."""
+        for collection in self._by_name.values():
+            if collection.fault is None and collection.read_only is None:
+                self.publish(collection)
+            collection.close()
+        self.catalog.close()
+        os.close(self._lock)
+
+    def _answered(self, request_id: str) -> bytes | None:
+        with self.catalog.read() as reader:
+            return reader.get("requests", request_id.encode()) if request_id else None
+
+    def _at(self, record: CollectionRecord) -> StoredCollection:
+        directory = self.data / "collections" / str(record.id)
+        return StoredCollection(record, directory, self.disk, lambda path, layout: ZarrArray(path, layout, self.disk))
+
+    def _open_record(self) -> StoreRecord:
+        with self.catalog.read() as reader:
+            stored = reader.get("store", _STORE_KEY)
+        if stored is None:
+            if any((self.data / "collections").iterdir()):
+                raise Corrupt(f"{self.data} holds collections but its catalog is empty; restore catalog.lmdb")
+            record = StoreRecord()
+            with self.catalog.write() as writer:
+                writer.put("store", _STORE_KEY, record.encode())
+            self.disk.sync_directory(self.data)
+            return record
+        record = StoreRecord.decode(stored)
+        if record.format_version > FORMAT_VERSION:
+            raise Conflict(
+                f"{self.data} has format {record.format_version}, this program knows up to {FORMAT_VERSION}; "
+                "use a newer covector"
+            )
+        return record
+
+    def _recover(self) -> None:
+        with self.catalog.read() as reader:
+            for _, value in reader.scan("collections"):
+                collection = self._at(CollectionRecord.decode(value))
+                collection.load(reader)
+                self._by_name[collection.record.name] = collection
+        for collection in self._by_name.values():
+            for checkpoint in collection.checkpoints.values() if collection.fault is None else ():
+                self.seal_full_shards(collection, checkpoint)
+        self._remove_orphans()
+
+    def _remove_orphans(self) -> None:
+        """Removes what a deletion left behind when the process ended. Ids not given out yet are left to their maker."""
+        claimed = {collection.record.id for collection in self._by_name.values()}
+        for id_ in range(1, self._record.next_collection_id):
+            if id_ not in claimed:
+                shutil.rmtree(self.data / "collections" / str(id_), ignore_errors=True)
+
+    def _mark(self, collection: StoredCollection, checkpoint: StoredCheckpoint, counters: CheckpointCounters) -> None:
+        with self.catalog.write() as writer:
+            key = number(collection.record.id, checkpoint.record.id)
+            writer.put("checkpoint_counters", key, counters.encode())
+        checkpoint.counters = counters
+
+
+def _existing(collection: StoredCollection, space: Space, exist_ok: bool) -> StoredCollection:
+    name = collection.record.name
+    if not exist_ok:
+        raise AlreadyExists(f"collection {name!r} exists; choose another name or pass exist_ok=True", collection=name)
+    difference = collection.space.difference(space)
+    if difference is not None:
+        raise Conflict(f"collection {name!r} exists with another space: {difference}", field=difference.split(":")[0])
+    return collection
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise Unavailable(f"{path.parent} is open in another covector process; stop it first") from error
+    return descriptor

@@ -1,0 +1,115 @@
+"""What a reader sees: one consistent, committed state of a collection.
+
+A view is taken in one short catalog transaction and never changes afterwards, however much is ingested meanwhile.
+The planner, the jobs and the row reads know storage through these contracts only; ``storage.collection`` implements
+them on mapped shards, ``testing.memory`` on arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from covector.types import GradientKind, Space
+
+Positions = npt.NDArray[np.int64]
+RowIds = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Consecutive live rows of a checkpoint: gradient[i] = scales[i] * rows[i]; trak_q is NaN where not given."""
+
+    rows: npt.NDArray[np.float16]  # [n, dim], at unit RMS; may be a view of a mapped file
+    scales: npt.NDArray[np.float32]  # [n]
+    row_ids: RowIds  # [n]
+    trak_q: npt.NDArray[np.float32]  # [n]
+
+
+class CheckpointView(Protocol):
+    """The gradients of one checkpoint, in their order of arrival."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def eta(self) -> float: ...
+    @property
+    def weights_digest(self) -> str | None: ...
+    @property
+    def kind(self) -> GradientKind: ...
+
+    @property
+    def row_count(self) -> int:
+        """Live rows."""
+        ...
+
+    def tiles(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[Tile]:
+        """The live rows in order of arrival, at most ``rows_max`` a tile; with a range, only rows whose id lies in
+        [low, high). Raises Corrupt for a chunk that does not match its checksum."""
+        ...
+
+    def gather(self, row_ids: RowIds) -> Tile:
+        """The rows with these ids, in this order. Every id must be present."""
+        ...
+
+    def has(self, row_ids: RowIds) -> npt.NDArray[np.bool_]:
+        """Which of the rows have a gradient here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowDetails:
+    """What is known of a row besides its gradients."""
+
+    key: bytes  # encoded, see covector.blocks
+    text: str | None
+    metadata: dict[str, Any] | None
+
+
+class CollectionView(Protocol):
+    """One committed state of a collection."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def space(self) -> Space: ...
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """Metadata fields and their types: ``string``, ``number`` or ``boolean``."""
+        ...
+
+    @property
+    def row_id_count(self) -> int:
+        """Row ids given out so far: every id is below it."""
+        ...
+
+    @property
+    def row_count(self) -> int:
+        """Live rows, with or without gradients."""
+        ...
+
+    @property
+    def checkpoints(self) -> Mapping[str, CheckpointView]:
+        """By name, in the order they were made."""
+        ...
+
+    def row_ids_of(self, keys: Sequence[bytes]) -> RowIds:
+        """The ids of encoded keys, -1 for an unknown one."""
+        ...
+
+    def keys_of(self, row_ids: RowIds) -> list[bytes]:
+        """The encoded keys of rows, in this order."""
+        ...
+
+    def details_of(self, row_ids: RowIds) -> list[RowDetails]:
+        """Key, text and metadata of rows, in this order."""
+        ...
+
+    def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+        """The metadata of all rows in order of row id, as (first row id, one entry a row) runs."""
+        ...

@@ -1,0 +1,52 @@
+"""An array of rows in memory: the same contract as on files, without a file."""
+
+from __future__ import annotations
+
+import numpy as np
+from crc32c import crc32c
+
+from covector_server.storage.contract import ArrayState, Rows
+from covector_server.storage.layout import ArrayLayout
+
+
+class MemoryArray:
+    """``storage.contract.RowArray`` on one growing numpy array."""
+
+    def __init__(self, layout: ArrayLayout) -> None:
+        self.layout = layout
+        self._rows: Rows = np.empty((0, *layout.item_shape), dtype=layout.dtype)
+        self._published = 0
+
+    def create(self) -> None:
+        self._rows = self._rows[:0]
+
+    def write(self, state: ArrayState, rows: Rows) -> ArrayState:
+        self._rows = np.concatenate([self._rows[: state.row_count], np.asarray(rows, dtype=self.layout.dtype)])
+        row_count = len(self._rows)
+        return ArrayState(row_count, self.checksum_of_tail(row_count))
+
+    def sync(self) -> None:
+        pass
+
+    def seal(self, shard: int) -> None:
+        assert len(self._rows) >= (shard + 1) * self.layout.shard_rows
+
+    def publish(self, state: ArrayState) -> None:
+        self._published = state.row_count
+
+    def published_row_count(self) -> int:
+        return self._published
+
+    def set_published(self, row_count: int) -> None:
+        self._published = row_count
+
+    def read(self, start: int, stop: int, row_count: int) -> Rows:
+        assert stop <= max(row_count, len(self._rows))
+        return self._rows[start:stop]
+
+    def checksum_of_tail(self, row_count: int) -> int:
+        start = row_count - row_count % self.layout.chunk_rows
+        return int(crc32c(self._rows[start:row_count].tobytes()))
+
+    def close(self) -> None:
+        pass

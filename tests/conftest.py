@@ -1,0 +1,25 @@
+"""What every test relies on: few threads, no network, the same examples in every run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports numpy or torch: tests share two cores, and no model is ever fetched.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis
+
+hypothesis.settings.register_profile("covector", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("covector")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,172 @@
+"""A store behaves as a dict does, through refusals, retries, restarts and kills.
+
+The model: text and metadata by key, gradients by (checkpoint, key). A kill is a copy of the files as they are at that
+moment, opened as a store of its own.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from covector.blocks import encode_key, scale_rows
+from covector.errors import Conflict
+from covector.types import Key, Space
+from covector_server.ingest.batch import Batch, OnConflict, WriterSpec
+from covector_server.ingest.committer import Committer
+from covector_server.limits import Limits
+from covector_server.storage.store import Sizes, Store
+from covector_server.testing.batches import batch_of
+
+DIM = 6
+SIZES = Sizes(chunk_bytes=2 * DIM * 4, shard_bytes=2 * DIM * 8)
+KEYS: st.SearchStrategy[Key] = st.one_of(st.integers(0, 20), st.sampled_from(["0", "a", "é", "b" * 40]))
+POLICIES: st.SearchStrategy[OnConflict] = st.sampled_from(["error", "ignore", "replace"])
+
+
+def gradient(key: Key, version: int) -> npt.NDArray[np.float32]:
+    """The only gradients there are: of a key, in a version. Some are zero."""
+    if hash_of(key) % 7 == 3:
+        return np.zeros(DIM, dtype=np.float32)
+    rng = np.random.default_rng([hash_of(key), version])
+    return (rng.standard_normal(DIM) * 10.0 ** rng.integers(-8, 8)).astype(np.float32)
+
+
+def hash_of(key: Key) -> int:
+    return int.from_bytes(encode_key(key)[:9], "big") % 1_000_003
+
+
+def decoded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    rows, scales = scale_rows(values[None])
+    return np.asarray((rows.astype(np.float64) * scales[:, None])[0])
+
+
+@dataclass
+class Model:
+    details: dict[Key, tuple[str | None, dict[str, int] | None]] = field(default_factory=dict)
+    versions: dict[tuple[str, Key], int] = field(default_factory=dict)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        self.root = Path(tempfile.mkdtemp())
+        self.generation = 0
+        self.model = Model()
+        self.sequences: dict[str, int] = {}
+        self.last: tuple[WriterSpec, Batch] | None = None
+        self.open()
+        self.committer.call(lambda: self.store.create_collection("c", Space(dim=DIM), False)).result()
+
+    def open(self) -> None:
+        self.store = Store(self.root / str(self.generation), SIZES)
+        self.committer = Committer(self.store, Limits())
+
+    def close(self) -> None:
+        self.committer.stop()
+        self.store.close()
+
+    @rule(
+        checkpoint=st.sampled_from(["one", "two", None]),
+        keys=st.lists(KEYS, min_size=1, max_size=11, unique=True),
+        version=st.integers(0, 2),
+        policy=POLICIES,
+        with_details=st.booleans(),
+        writer=st.sampled_from(["w1", "w2"]),
+    )
+    def add(
+        self, checkpoint: str | None, keys: list[Key], version: int, policy: OnConflict, with_details: bool, writer: str
+    ) -> None:
+        spec = WriterSpec("c", writer, checkpoint, on_conflict=policy)
+        texts = [f"text of {key!r}" if with_details else None for key in keys]
+        metadata = [{"hash": hash_of(key)} if with_details else None for key in keys]
+        gradients = None if checkpoint is None else np.stack([gradient(key, version) for key in keys])
+        batch = batch_of(self.sequences.get(writer, 0) + 1, keys, gradients, texts, metadata)
+        answer = self.committer.submit(spec, batch)
+        old = {key: self.model.versions.get((checkpoint or "", key)) for key in keys}
+        differing = [key for key in keys if old[key] is not None and self.differs(key, old[key], version)]
+        if checkpoint is not None and differing and policy == "error":
+            assert isinstance(answer.exception(), Conflict)
+            return
+        answer.result()
+        self.sequences[writer] = batch.sequence
+        self.last = (spec, batch)
+        for key, text, entry in zip(keys, texts, metadata, strict=True):
+            known = self.model.details.get(key, (None, None))
+            self.model.details[key] = (known[0] or text, known[1] or entry)
+            if checkpoint is not None and (old[key] is None or policy == "replace"):
+                self.model.versions[checkpoint, key] = version
+
+    @staticmethod
+    def differs(key: Key, old: int | None, new: int) -> bool:
+        return old is not None and not np.array_equal(gradient(key, old), gradient(key, new))
+
+    @precondition(lambda self: self.last is not None)
+    @rule()
+    def send_again(self) -> None:
+        assert self.last is not None
+        spec, batch = self.last
+        self.committer.submit(spec, batch).result()
+
+    @rule()
+    def restart(self) -> None:
+        self.close()
+        self.open()
+
+    @rule()
+    def kill(self) -> None:
+        shutil.copytree(self.root / str(self.generation), self.root / str(self.generation + 1))
+        self.close()
+        self.generation += 1
+        self.open()
+
+    @rule()
+    def publish(self) -> None:
+        self.committer.call(lambda: self.store.publish(self.store.collection("c"))).result()
+
+    @invariant()
+    def rows_are_those_of_the_model(self) -> None:
+        with self.store.collection("c").reading() as view:
+            keys = list(self.model.details)
+            row_ids = view.row_ids_of([encode_key(key) for key in keys])
+            assert view.row_count == len(keys)
+            assert sorted(row_ids.tolist()) == list(range(len(keys)))
+            assert view.keys_of(row_ids) == [encode_key(key) for key in keys]
+            details = {key: (row.text, row.metadata) for key, row in zip(keys, view.details_of(row_ids), strict=True)}
+            assert details == self.model.details
+            runs = [entry for _, run in view.metadata() for entry in run]
+            assert {key: runs[row_id] for key, row_id in zip(keys, row_ids, strict=True)} == {
+                key: metadata for key, (_, metadata) in self.model.details.items()
+            }
+
+    @invariant()
+    def gradients_are_those_of_the_model(self) -> None:
+        with self.store.collection("c").reading() as view:
+            for name, checkpoint in view.checkpoints.items():
+                expected = {key: version for (where, key), version in self.model.versions.items() if where == name}
+                found = {}
+                for tile in checkpoint.tiles(rows_max=3):
+                    for row, scale, row_id in zip(tile.rows, tile.scales, tile.row_ids, strict=True):
+                        found[view.keys_of(np.array([row_id]))[0]] = row.astype(np.float64) * scale
+                assert checkpoint.row_count == len(found) == len(expected)
+                for key, version in expected.items():
+                    np.testing.assert_array_equal(found[encode_key(key)], decoded(gradient(key, version)))
+                row_ids = view.row_ids_of([encode_key(key) for key in expected])
+                gathered = checkpoint.gather(row_ids)
+                np.testing.assert_array_equal(gathered.row_ids, row_ids)
+                assert checkpoint.has(row_ids).all()
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.close()
+            shutil.rmtree(self.root)
+
+
+StoreMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+TestStore = StoreMachine.TestCase
