@@ -21,12 +21,14 @@ FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64] | npt.NDArray[np.
 @dataclass(frozen=True, slots=True)
 class Projection:
     """How gradients become sketches. ``kind`` is ``none``, ``count_sketch`` or ``kronecker``; ``version`` is the
-    generator's: another version draws other numbers from the same seed."""
+    generator's: another version draws other numbers from the same seed. ``dim_in`` and ``dim_out`` are kronecker's."""
 
     kind: str = "none"
     dim: int | None = None
     seed: int | None = None
     version: int = 1
+    dim_in: int | None = None
+    dim_out: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

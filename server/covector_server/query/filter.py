@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Callable, Mapping
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class FilterParser:
         if name in _JOINTS:
             if not isinstance(value, list):
                 raise InvalidInput(
-                    f"{name!r} takes a list of filters, not {value!r}; no field of that name can be filtered on"
+                    f"{name!r} takes a list of filters, not {short(value)}; no field of that name can be filtered on"
                 )
             parts = [self.parse(_object(part, f"each entry of {name!r}"), depth + 1) for part in value]
             return _all(parts) if name == "and" else _any(parts)
@@ -95,7 +96,7 @@ class FilterParser:
 
     def _field(self, field: str, value: Any) -> Condition:
         if field not in self._fields:
-            raise NotFound(f"no metadata field {field!r}; {near_matches(field, self._fields)}", field=field)
+            raise NotFound(f"no metadata field {short(field)}; {near_matches(field, self._fields)}", field=field)
         operands = value if isinstance(value, dict) else {"eq": value}
         if not operands:
             raise InvalidInput(
@@ -105,7 +106,7 @@ class FilterParser:
 
     def _term(self, field: str, name: str, operand: Any) -> Condition:
         if name not in _OPERATORS:
-            raise InvalidInput(f"field {field!r}: no operator {name!r}; {near_matches(name, _OPERATORS)}", field=field)
+            raise InvalidInput(f"field {field!r}: no operator {short(name)}; {near_matches(name, _OPERATORS)}", field=field)
         self._count(1)
         if name == "exists":
             return _exists(field, self._boolean(field, operand))
@@ -117,7 +118,7 @@ class FilterParser:
 
     def _values(self, field: str, name: str, operand: Any) -> frozenset[Any]:
         if not isinstance(operand, list):
-            raise InvalidInput(f"field {field!r}: {name!r} takes a list of values, not {operand!r}", field=field)
+            raise InvalidInput(f"field {field!r}: {name!r} takes a list of values, not {short(operand)}", field=field)
         self._count(len(operand))
         for value in operand:
             self._check_type(field, name, value)
@@ -133,7 +134,7 @@ class FilterParser:
             raise InvalidInput(f"field {field!r}: {name!r} takes a string, number or boolean; {hint}", field=field)
         given, expected = type_of(value), self._fields[field]
         if given != expected:
-            raise InvalidInput(f"field {field!r} holds {expected}s, {value!r} is a {given}", field=field)
+            raise InvalidInput(f"field {field!r} holds {expected}s, {short(value)} is a {given}", field=field)
         if given == "boolean" and name in _ORDERED:
             raise InvalidInput(
                 f"field {field!r} holds booleans, which have no order; use eq or ne, not {name}", field=field
@@ -141,7 +142,7 @@ class FilterParser:
 
     def _boolean(self, field: str, operand: Any) -> bool:
         if not isinstance(operand, bool):
-            raise InvalidInput(f"field {field!r}: 'exists' takes true or false, not {operand!r}", field=field)
+            raise InvalidInput(f"field {field!r}: 'exists' takes true or false, not {short(operand)}", field=field)
         return operand
 
     def _count(self, terms: int) -> None:
@@ -151,7 +152,7 @@ class FilterParser:
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidInput(f'{what} must be a JSON object such as {{"field": value}}, not {value!r}')
+        raise InvalidInput(f'{what} must be a JSON object such as {{"field": value}}, not {short(value)}')
     return value
 
 

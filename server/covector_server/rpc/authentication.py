@@ -26,6 +26,8 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Handler:
         handler = await continuation(details)
+        if handler is None:
+            return handler  # type: ignore[return-value]  # an unknown method: gRPC answers UNIMPLEMENTED
         given = dict(details.invocation_metadata).get("authorization", "")
         value = given if isinstance(given, bytes) else given.encode()
         if details.method.startswith(_OPEN) or hmac.compare_digest(value, self._expected):
