@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,18 +94,18 @@ def plan_question(view: CollectionView, question: Question, limits: Limits) -> P
     """
     scorer = scorer_named(question.scorer)
     _check_space(view, question)
-    checkpoints = _choose_checkpoints(view, question.checkpoints)
-    _check_vectors(view, question, list(checkpoints), limits)
-    digests = {choice.name: choice.weights_digest for choice in question.checkpoints}
-    for checkpoint in checkpoints.values():
+    choices = question.checkpoints or (CheckpointChoice(""),)
+    checkpoints = _choose_checkpoints(view, choices)
+    _check_vectors(view, question, [checkpoint.name for checkpoint in checkpoints], limits)
+    for checkpoint, choice in zip(checkpoints, choices, strict=True):
         check_kinds(scorer, checkpoint.kind, question.kind)
-        check_weights(f"checkpoint {checkpoint.name!r}", checkpoint.weights_digest, digests.get(checkpoint.name))
+        check_weights(f"checkpoint {checkpoint.name!r}", checkpoint.weights_digest, choice.weights_digest)
     groups = _check_groups(question.groups, question.vectors.shape[1])
-    weights = scorer.checkpoint_weights([checkpoint.eta for checkpoint in checkpoints.values()])
-    terms = (
-        _term(checkpoint, scorer, weight * sign(checkpoint.kind, question.kind), _combine(scorer, vectors, groups, question.reduce))
-        for checkpoint, weight, vectors in zip(checkpoints.values(), weights, question.vectors, strict=True)
-    )
+    weights = scorer.checkpoint_weights([checkpoint.eta for checkpoint in checkpoints])
+    terms = []
+    for checkpoint, weight, vectors in zip(checkpoints, weights, question.vectors, strict=True):
+        combined = _combine(scorer, vectors, groups, question.reduce)
+        terms.append(_term(checkpoint, scorer, weight * sign(checkpoint.kind, question.kind), combined))
     return Plan(tuple(terms), question.reduce == "max", question.missing)
 
 
@@ -124,12 +124,11 @@ def find_checkpoint(view: CollectionView, name: str) -> CheckpointView:
     return next(iter(known.values()))
 
 
-def _choose_checkpoints(view: CollectionView, choices: Sequence[CheckpointChoice]) -> Mapping[str, CheckpointView]:
-    found = [find_checkpoint(view, choice.name) for choice in choices or (CheckpointChoice(""),)]
-    by_name = {checkpoint.name: checkpoint for checkpoint in found}
-    if len(by_name) < len(found):
+def _choose_checkpoints(view: CollectionView, choices: Sequence[CheckpointChoice]) -> list[CheckpointView]:
+    found = [find_checkpoint(view, choice.name) for choice in choices]
+    if len({checkpoint.name for checkpoint in found}) < len(found):
         raise InvalidInput("a checkpoint is named twice; name each once", field="checkpoints")
-    return by_name
+    return found
 
 
 def _check_space(view: CollectionView, question: Question) -> None:
