@@ -1,8 +1,8 @@
-"""Scoring, in one place and in pure numpy. Every score has the form
+"""Scoring, in one place and in pure numpy. Every score has one form.
 
-    score(query, row) = reduce over groups of  sum over checkpoints c of  eta_c * n_c(q) * w_c[row] * <A_c q_c, g_c[row]>
+    score(query, row) = reduce over groups of sum over checkpoints c of eta_c * n_c(q) * w_c[row] * <A_c q_c, g_c[row]>
 
-and a scorer is the choice of A (``transform``), n (``query_norm``) and w (in ``row_factor``). A learnt fit is one more
+A scorer is the choice of A (``transform``), n (``query_norm``) and w (in ``row_factor``). A learnt fit is one more
 scorer, with its own A and w; nothing that applies scorers has to know. Vectors travel here as a power of two times a
 vector of about unit RMS, so that no norm that float32 can hold overflows or vanishes on the way.
 
@@ -132,12 +132,14 @@ def check_kinds(scorer: Scorer, row_kind: GradientKind, query_kind: GradientKind
 
 
 def _unequal(field: str, rows: object, query: object, remedy: str) -> InvalidInput:
-    return InvalidInput(f"gradient kinds do not fit: {field} is {rows} of the rows, {query} of the query; {remedy}", field=field)
+    return InvalidInput(
+        f"gradient kinds do not fit: {field} is {rows} of the rows, {query} of the query; {remedy}", field=field
+    )
 
 
 def norms(vectors: Float64) -> Float64:
     """The 2-norms of float64[n, dim], by a sum whose order depends on dim alone: equal rows have equal norms."""
-    found: Float64 = np.sqrt((vectors * vectors).sum(axis=1))
+    found: Float64 = np.sqrt(np.einsum("nk,nk->n", vectors, vectors))
     return found
 
 
@@ -203,7 +205,9 @@ def _facts_of(unit_rows: Float64, scales: Float64, source: npt.ArrayLike | Gradi
 def _check_origin(rule: Scorer, queries: Gradients, gradients: Gradients) -> None:
     difference = gradients.space.difference(queries.space)
     if difference is not None:
-        raise InvalidInput(f"gradients and queries are of different spaces: {difference}", field=difference.split(":")[0])
+        raise InvalidInput(
+            f"gradients and queries are of different spaces: {difference}", field=difference.split(":")[0]
+        )
     check_kinds(rule, gradients.kind, queries.kind)
     check_weights("the gradients", gradients.checkpoint, queries.checkpoint)
 

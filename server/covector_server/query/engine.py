@@ -36,8 +36,9 @@ def top_k(
 ) -> TopKAnswer:
     """Both ends, k rows each, of every result; exact.
 
-    Raises as ``plan_question`` and ``matching_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled``
-    says so, and Corrupt if a stored chunk is.
+    The stages count rows over all results: a row that is re-scored for two of them counts twice. Raises as
+    ``plan_question`` and ``matching_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
+    and Corrupt if a stored chunk is.
     """
     limits = limits or Limits()
     if k < 1:
@@ -90,7 +91,9 @@ def count_rows(
     return int(matching_rows(view, where, limits, cancelled).sum())
 
 
-def _filter(view: CollectionView, question: Question, limits: Limits, cancelled: Cancelled) -> tuple[Mask | None, Stage]:
+def _filter(
+    view: CollectionView, question: Question, limits: Limits, cancelled: Cancelled
+) -> tuple[Mask | None, Stage]:
     check_cancelled(cancelled)
     started = time.perf_counter()
     mask = None if question.where is None else matching_rows(view, question.where, limits, cancelled)

@@ -106,7 +106,9 @@ class FilterParser:
 
     def _term(self, field: str, name: str, operand: Any) -> Condition:
         if name not in _OPERATORS:
-            raise InvalidInput(f"field {field!r}: no operator {short(name)}; {near_matches(name, _OPERATORS)}", field=field)
+            raise InvalidInput(
+                f"field {field!r}: no operator {short(name)}; {near_matches(name, _OPERATORS)}", field=field
+            )
         self._count(1)
         if name == "exists":
             return _exists(field, self._boolean(field, operand))

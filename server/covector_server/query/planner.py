@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def group_count(self) -> int:
-        return len(self.terms[0].vectors)
+        return len(self.terms[0].coefficients)
 
     @property
     def result_count(self) -> int:
@@ -75,7 +75,8 @@ class Plan:
 
     @property
     def dim(self) -> int:
-        return self.terms[0].vectors.shape[1]
+        dim: int = self.terms[0].vectors.shape[1]
+        return dim
 
     def groups_of(self, result: int) -> slice:
         """The groups that a result is the maximum of."""
@@ -168,9 +169,7 @@ def _check_groups(groups: Sequence[int] | None, vector_count: int) -> Sequence[i
     return groups
 
 
-def _combine(
-    scorer: Scorer, vectors: npt.NDArray[np.float32], groups: Sequence[int], reduce: Reduce | None
-) -> Float64:
+def _combine(scorer: Scorer, vectors: npt.NDArray[np.float32], groups: Sequence[int], reduce: Reduce | None) -> Float64:
     """The vectors that rows are multiplied with, float64[groups, dim]. A mean over groups is taken here, since scores
     are linear in them."""
     prepared = scorer.prepare(vectors.astype(np.float64))
