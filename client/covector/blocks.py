@@ -23,7 +23,10 @@ _SIGN_BIT = 1 << 63
 def encode_key(key: Key) -> bytes:
     """The bytes of a key, ordered as (type, key). Raises InvalidInput for another type or an integer past 64 bits."""
     if isinstance(key, str):
-        return STRING_TAG + key.encode()
+        try:
+            return STRING_TAG + key.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"key {key!r} is not valid Unicode: it holds half of a surrogate pair") from error
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if not -_SIGN_BIT <= int(key) < _SIGN_BIT:
             raise InvalidInput(f"integer keys have 64 bits; {key} does not fit")

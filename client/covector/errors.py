@@ -36,7 +36,7 @@ class CovectorError(Exception):
     kind: ClassVar[str] = "internal"
     status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
 
-    def __init__(self, message: str, **facts: object) -> None:
+    def __init__(self, message: str, /, **facts: object) -> None:
         super().__init__(message)
         self.message = message
         self.facts = {name: str(value) for name, value in facts.items()}
@@ -135,12 +135,17 @@ def to_status(error: CovectorError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
     return error.status, error.message, ((DETAIL_METADATA_KEY, detail.SerializeToString()),)
 
 
+def of_kind(kind: str, message: str, /, **facts: object) -> CovectorError:
+    """The error of a kind; Internal for a kind that this version does not know."""
+    return _BY_KIND.get(kind, Internal)(message, **facts)
+
+
 def from_rpc_error(error: grpc.RpcError) -> CovectorError:
     """The covector error behind a failed call: the server's own if it sent one, else the nearest to the status."""
     for key, value in _trailing_metadata(error):
         if key == DETAIL_METADATA_KEY:
             detail = types_pb2.ErrorDetail.FromString(value)
-            return _BY_KIND.get(detail.kind, Internal)(detail.message, **dict(detail.facts))
+            return of_kind(detail.kind, detail.message, **dict(detail.facts))
     status = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
     text = error.details() if hasattr(error, "details") else str(error)
     return _BY_STATUS.get(status, Internal)(_explain(status, text or ""))

@@ -9,16 +9,19 @@ from covector.errors import LimitExceeded
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one server. Sizes are in bytes, units last."""
+    """The limits of one server, units last. ``id_bytes`` holds for the names of checkpoints and the ids of writers and
+    requests; it and ``field_name_bytes`` stay below the 511 bytes that the catalog allows a key."""
 
     message_bytes: int = 8 << 20
     batch_bytes: int = 64 << 20
     batch_rows: int = 65_536
     row_bytes: int = 1 << 30
+    id_bytes: int = 200
     key_bytes: int = 1024
     text_bytes: int = 1 << 20
     metadata_bytes: int = 64 << 10
     metadata_fields: int = 256
+    field_name_bytes: int = 256
     collections: int = 10_000
     checkpoints: int = 1_000
     streams: int = 1_000

@@ -170,6 +170,8 @@ class CollectionDraft:
     def _check_fields(self, batch: Batch) -> dict[str, str]:
         known = {**self.collection.fields, **self._fields}
         added = new_fields(known, ((row, m) for row, m in enumerate(batch.metadata) if m))
+        for name in added:
+            self._limits.check("field_name_bytes", len(name.encode()), f"bytes of the name of field {name[:40]!r}")
         self._limits.check("metadata_fields", len(known) + len(added), "metadata fields of the collection")
         return added
 

@@ -46,6 +46,7 @@ class CollectionsServicer(collections_pb2_grpc.CollectionsServiceServicer):
                 "the first a letter or a digit",
                 field="name",
             )
+        self._limits.check("id_bytes", len(request.request_id.encode()), "bytes of the request's id")
         space = space_from_message(request.space)
         self._limits.check("row_bytes", 2 * space.dim, f"bytes of a row of dim {space.dim}")
         self._limits.check("collections", len(self._store.collections()) + 1, "collections")
@@ -69,6 +70,7 @@ class CollectionsServicer(collections_pb2_grpc.CollectionsServiceServicer):
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
+        self._limits.check("id_bytes", len(request.request_id.encode()), "bytes of the request's id")
         row_count = await self._on_store(lambda: self._store.delete_collection(request.name, request.request_id))
         return pb.DeleteCollectionResponse(row_count=row_count)
 
@@ -89,6 +91,7 @@ class CollectionsServicer(collections_pb2_grpc.CollectionsServiceServicer):
     async def PublishCollection(
         self, request: pb.PublishCollectionRequest, context: Context
     ) -> pb.PublishCollectionResponse:
+        self._limits.check("id_bytes", len(request.request_id.encode()), "bytes of the request's id")
         name = self._store.collection(request.collection).record.name
         work = publish(self._store, self._committer, name)
         record = await asyncio.to_thread(self._operations.start, "publish", name, work, request.request_id)

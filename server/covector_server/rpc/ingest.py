@@ -8,6 +8,7 @@ Streams are coroutines: an idle writer costs no thread.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, get_args
@@ -68,7 +69,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
         message = await self._next(messages)
         if message is None or message.WhichOneof("message") != "open":
             raise InvalidInput("the first message of a writer is OpenWriter")
-        spec = _spec_of(message.open)
+        spec = _spec_of(message.open, self._limits)
         check_writer(spec, self._store.collection(spec.collection))
         return spec
 
@@ -180,9 +181,13 @@ def _forget(answer: asyncio.Future[Outcome]) -> None:
         answer.exception()
 
 
-def _spec_of(message: pb.OpenWriter) -> WriterSpec:
+def _spec_of(message: pb.OpenWriter, limits: Limits) -> WriterSpec:
     if not message.writer_id:
         raise InvalidInput("writer_id is empty; a writer needs an id of its own, such as a UUID")
+    limits.check("id_bytes", len(message.writer_id.encode()), "bytes of the writer's id")
+    limits.check("id_bytes", len(message.checkpoint.encode()), "bytes of the checkpoint's name")
+    if not math.isfinite(message.eta):
+        raise InvalidInput(f"eta is {message.eta}; it is a finite number")
     if message.on_conflict >= len(_POLICIES):
         raise InvalidInput("on_conflict is newer than this server; update the server")
     return WriterSpec(

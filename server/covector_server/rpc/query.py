@@ -1,0 +1,205 @@
+"""QueryService: messages to a question, and the answer back to messages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from covector.attribution.scoring import to_float32
+from covector.blocks import column_of, column_to_message
+from covector.errors import InvalidInput
+from covector.types import GradientKind, Stage
+from covector.v1 import query_pb2 as pb
+from covector.v1 import query_pb2_grpc, types_pb2
+from covector_server.limits import Limits
+from covector_server.metadata.fields import canonical
+from covector_server.query.cancellation import Cancelled
+from covector_server.query.engine import scores, top_k
+from covector_server.query.filter import parse_where
+from covector_server.query.question import (
+    CheckpointChoice,
+    End,
+    Ends,
+    Missing,
+    Question,
+    Reduce,
+    ScoreBlock,
+    TopKAnswer,
+)
+from covector_server.rpc.convert import kind_from_message, space_from_message
+from covector_server.rpc.edge import streaming
+from covector_server.rpc.streams import MESSAGE_BYTES, Context, computed, pulled, runs
+from covector_server.storage.view import CollectionView
+
+OpenView: TypeAlias = Callable[[str], AbstractContextManager[CollectionView]]
+Request: TypeAlias = "pb.QueryRequest | pb.ScoresRequest"
+AnyRequest = TypeVar("AnyRequest", pb.QueryRequest, pb.ScoresRequest)
+Shape = tuple[int, int, int]
+Vectors = npt.NDArray[np.float32]
+
+DETAIL_ROWS = 64  # whose text and metadata are read at once
+KEY_ROWS = 32_768  # whose keys are read at once
+_REDUCES: tuple[Reduce | None, ...] = (None, "mean", "max")
+_MISSING: tuple[Missing, ...] = ("omit", "omit", "zero")
+
+
+class QueryServicer(query_pb2_grpc.QueryServiceServicer):
+    """Translates; the engine answers, in the pool."""
+
+    def __init__(self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits) -> None:
+        self._open_view = open_view
+        self._pool = pool
+        self._limits = limits
+
+    @streaming
+    async def Query(
+        self, requests: AsyncIterator[pb.QueryRequest], context: Context
+    ) -> AsyncIterator[pb.QueryResponse]:
+        messages = aiter(requests)
+        spec = _spec_message(await anext(messages, None)).spec
+        vectors = await self._receive(spec.query, messages)
+        async for response in pulled(self._pool, lambda cancelled: self._answer(spec, vectors, cancelled)):
+            yield response
+
+    @streaming
+    async def Scores(
+        self, requests: AsyncIterator[pb.ScoresRequest], context: Context
+    ) -> AsyncIterator[pb.ScoresResponse]:
+        messages = aiter(requests)
+        spec = _spec_message(await anext(messages, None)).spec
+        vectors = await self._receive(spec, messages)
+        async for response in pulled(self._pool, lambda cancelled: self._scores(spec, vectors, cancelled)):
+            yield response
+
+    async def _receive(self, spec: pb.QuerySpec, messages: AsyncIterator[Request]) -> Vectors:
+        shape = await computed(self._pool, lambda _: self._shape_of(spec))
+        return await _receive_vectors(messages, shape)
+
+    def _shape_of(self, spec: pb.QuerySpec) -> Shape:
+        """The shape of the vectors that will come. Raises LimitExceeded before any is received."""
+        self._limits.check("query_vectors", spec.query_count, "the query has too many vectors")
+        with self._open_view(spec.collection) as view:
+            shape = max(1, len(spec.checkpoints)), spec.query_count, view.space.dim
+        self._limits.check("query_bytes", 4 * shape[0] * shape[1] * shape[2], "bytes of query vectors")
+        return shape
+
+    def _answer(self, spec: pb.TopKSpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
+        question = question_of(spec.query, vectors)
+        with self._open_view(spec.query.collection) as view:
+            answer = top_k(view, question, spec.k, limits=self._limits, cancelled=cancelled)
+            yield pb.QueryResponse(summary=_summary(answer))
+            for index, ends in enumerate(answer.results):
+                for hits in _hit_messages(view, index, ends, spec.keys_only):
+                    yield pb.QueryResponse(hits=hits)
+
+    def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
+        question = question_of(spec, vectors)
+        with self._open_view(spec.collection) as view:
+            stream = scores(view, question, limits=self._limits, cancelled=cancelled)
+            row_count = 0
+            for block in stream.blocks:
+                yield from _score_messages(view, block)
+                row_count += len(block.row_ids)
+            if not row_count:  # the client still learns how many results there are
+                yield pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count)
+
+
+def question_of(spec: pb.QuerySpec, vectors: Vectors) -> Question:
+    """The question in a message. Raises InvalidInput for what this server does not know."""
+    return Question(
+        vectors=vectors,
+        checkpoints=[CheckpointChoice(choice.name, choice.weights_digest or None) for choice in spec.checkpoints],
+        scorer=spec.scorer or "dot",
+        where=parse_where(spec.where_json),
+        groups=list(spec.groups) or None,
+        reduce=_REDUCES[_known(spec.reduce, len(_REDUCES), "reduce")],
+        missing=_MISSING[_known(spec.missing, len(_MISSING), "missing")],
+        space=space_from_message(spec.space) if spec.HasField("space") else None,
+        kind=kind_from_message(spec.kind) if spec.HasField("kind") else GradientKind(),
+    )
+
+
+def _known(number: int, count: int, name: str) -> int:
+    if not 0 <= number < count:
+        raise InvalidInput(f"{name} is newer than this server; update the server", field=name)
+    return number
+
+
+def _spec_message(message: AnyRequest | None) -> AnyRequest:
+    if message is None or message.WhichOneof("message") != "spec":
+        raise InvalidInput("the first message of a query says what is asked (spec); the vectors follow")
+    return message
+
+
+async def _receive_vectors(messages: AsyncIterator[Request], shape: Shape) -> Vectors:
+    size_bytes = 4 * shape[0] * shape[1] * shape[2]
+    stated = f"{shape[0]} checkpoints x {shape[1]} vectors x dim {shape[2]} are {size_bytes} bytes of float32"
+    data, filled = bytearray(size_bytes), 0
+    async for message in messages:
+        if message.WhichOneof("message") != "vectors":
+            raise InvalidInput("after the spec of a query come vectors only")
+        part = message.vectors.data
+        if filled + len(part) > size_bytes:
+            raise InvalidInput(f"more vectors came than the spec says: {stated}; check the dim and the counts")
+        data[filled : filled + len(part)] = part
+        filled += len(part)
+    if filled < size_bytes:
+        raise InvalidInput(f"{filled} bytes of vectors came, but {stated}; check the dim and the counts")
+    return np.frombuffer(data, dtype="<f4").reshape(shape).astype(np.float32, copy=False)
+
+
+def _summary(answer: TopKAnswer) -> pb.QuerySummary:
+    return pb.QuerySummary(
+        exact=True,
+        stages=[_stage(stage) for stage in answer.stages],
+        result_count=len(answer.results),
+        scorer=answer.scorer,
+    )
+
+
+def _stage(stage: Stage) -> pb.Stage:
+    return pb.Stage(name=stage.name, rows_in=stage.rows_in, rows_out=stage.rows_out, seconds=stage.seconds)
+
+
+def _hit_messages(view: CollectionView, index: int, ends: Ends, keys_only: bool) -> Iterator[pb.ResultHits]:
+    """The hits of a result, in messages of about MESSAGE_BYTES; at least one."""
+    message, size_bytes = pb.ResultHits(result_index=index), 0
+    for end, field in ((ends.proponents, "proponents"), (ends.opponents, "opponents")):
+        for hit in _hits(view, end, keys_only):
+            if size_bytes >= MESSAGE_BYTES:
+                yield message
+                message, size_bytes = pb.ResultHits(result_index=index), 0
+            getattr(message, field).append(hit)
+            size_bytes += hit.ByteSize()
+    yield message
+
+
+def _hits(view: CollectionView, end: End, keys_only: bool) -> Iterator[pb.Hit]:
+    leaving = to_float32(end.scores).tolist()
+    if keys_only:
+        yield from (pb.Hit(key=key, score=score) for key, score in zip(end.keys, leaving, strict=True))
+        return
+    for start in range(0, len(end.keys), DETAIL_ROWS):
+        rows = view.details_of(end.row_ids[start : start + DETAIL_ROWS])
+        for row, score in zip(rows, leaving[start : start + DETAIL_ROWS], strict=True):
+            metadata_json = "" if row.metadata is None else canonical(row.metadata).decode()
+            yield pb.Hit(key=row.key, score=score, text=row.text, metadata_json=metadata_json)
+
+
+def _score_messages(view: CollectionView, block: ScoreBlock) -> Iterator[pb.ScoresResponse]:
+    result_count = len(block.scores)
+    for start in range(0, len(block.row_ids), KEY_ROWS):
+        keys = view.keys_of(block.row_ids[start : start + KEY_ROWS])
+        for run in runs([len(key) + 4 + 4 * result_count for key in keys]):
+            values = block.scores[:, start + run.start : start + run.stop]
+            data = values.astype("<f4", copy=False).tobytes()
+            yield pb.ScoresResponse(keys=_key_column(keys[run]), scores=data, result_count=result_count)
+
+
+def _key_column(keys: list[bytes]) -> types_pb2.KeyColumn:
+    return types_pb2.KeyColumn(values=column_to_message(column_of(keys)))
