@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
 
+from covector.testing import ServerProcess
+
 hypothesis.settings.register_profile("covector", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("covector")
 
@@ -23,3 +26,10 @@ hypothesis.settings.load_profile("covector")
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A real server on an empty store, small shards, stopped at the end."""
+    with ServerProcess(tmp_path / "store", arguments=["--shard-mib", "1"]) as running:
+        yield running

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from tests.unit.query_judge import all_scores, check_end, tolerance
 
 from covector.blocks import decode_key
 from covector.errors import Unavailable
@@ -17,7 +18,6 @@ from covector_server.query.question import CheckpointChoice, Question
 from covector_server.query.topk import Ranking
 from covector_server.storage.view import RowIds
 from covector_server.testing.memory import MemoryCollection, memory_collection
-from tests.unit.query_judge import all_scores, check_end, tolerance
 
 ROUNDING = 1e-13  # of |q||g|: sums of float64 in another order
 
@@ -71,9 +71,7 @@ def test_one_checkpoint(scorer: str, k: int) -> None:
 @pytest.mark.parametrize("scorer", ["dot", "cosine", "tracin"])
 @pytest.mark.parametrize("missing", ["omit", "zero"])
 @pytest.mark.parametrize("narrow_ranges", [False, True])
-def test_several_checkpoints(
-    scorer: str, missing: str, narrow_ranges: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_checkpoints(scorer: str, missing: str, narrow_ranges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if narrow_ranges:
         monkeypatch.setattr(scan, "RANGE_BYTES", 0)
         monkeypatch.setattr(scan, "RANGE_ROWS_MIN", 64)

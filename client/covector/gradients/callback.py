@@ -67,7 +67,9 @@ class GradientCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._learning_rate = 0.0
         self.losses: dict[str, float] = {}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         model = kwargs.get("model")
         if model is not None and plain_model(model) is not self._gradient_model.model:
             raise InvalidInput("the GradientModel was built on another model than the one that is trained")
@@ -83,10 +85,14 @@ class GradientCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._at_moment(f"step-{state.global_step}", state, asked=True)
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._at_moment(f"epoch-{round(state.epoch or 0)}", state)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._at_moment("end", state)
 
     def _at_moment(self, name: str, state: TrainerState, *, asked: bool = False) -> None:
@@ -122,7 +128,9 @@ def _moments(at: Moments) -> frozenset[str] | Callable[[TrainerState], bool]:
     names = [f"step-{item}" if isinstance(item, int) else item for item in ([at] if isinstance(at, str) else at)]
     for name in names:
         if name != "epoch" and not (isinstance(name, str) and _MOMENT.fullmatch(name)):
-            raise InvalidInput(f'at: {name!r} is no moment; say "epoch", "epoch-1", "step-200", "end" or a step\'s number')
+            raise InvalidInput(
+                f'at: {name!r} is no moment; say "epoch", "epoch-1", "step-200", "end" or a step\'s number'
+            )
     if not names:
         raise InvalidInput('at names no moment; say "epoch", "epoch-1", "step-200", "end" or a step\'s number')
     return frozenset(names)

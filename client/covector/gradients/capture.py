@@ -35,15 +35,17 @@ class Capture:
         self._calls = 0
 
     @contextmanager
-    def forward(self, row_count: int, place_count: int, sink: Sink) -> Iterator[None]:
+    def forward(self, shape: tuple[int, int], sink: Sink) -> Iterator[None]:
         """Within the block a forward pass is recorded; its backward pass, inside or after, feeds ``sink``.
+
+        shape: rows and places of the batch.
 
         Raises InvalidInput at the end if the pass went through none of the layers (merged or disabled adapters).
         """
         self._calls = 0
         with ExitStack() as stack:
             for module, name, owned, rule in self._watched:
-                hook = self._hook(name, owned, rule, (row_count, place_count), sink)
+                hook = self._hook(name, owned, rule, shape, sink)
                 handle = module.register_forward_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
             self._listening = True
@@ -72,7 +74,7 @@ class Capture:
                 self._listening = True
             self._calls += 1
             output = _in_graph(output)
-            output.register_hook(lambda delta: _feed(sink, backward(delta)))
+            output.register_hook(lambda delta: _feed(sink, backward(delta)))  # type: ignore[no-untyped-call]
             return output
 
         return on_forward

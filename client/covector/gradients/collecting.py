@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,9 +86,7 @@ def _collect_window(
         gradients = model.wrap(answers.values, answers.trak_q, digest)
         texts = [rows[index].text for index in batch]
         metadata = [window[index][1].get("metadata") or {} for index in batch]
-        writer.add(
-            keys, gradients, texts=texts, metadata=metadata if any(metadata) else None, trak_q=gradients.trak_q
-        )
+        writer.add(keys, gradients, texts=texts, metadata=metadata if any(metadata) else None, trak_q=gradients.trak_q)
         report.row_count += len(batch)
         report.nll.append(answers.nll)
         bar.advance(len(batch))
@@ -104,7 +102,7 @@ def _length(examples: Iterable[Example], keys: Sequence[Key] | None) -> int | No
     """The number of examples if it is known. Raises InvalidInput if keys are not as many."""
     if isinstance(examples, str | Mapping):
         raise InvalidInput(f"examples is a list of dicts, not {type(examples).__name__}; put it in a list")
-    known = len(examples) if hasattr(examples, "__len__") else None
+    known = len(examples) if isinstance(examples, Sized) else None
     if keys is not None and known is not None and len(keys) != known:
         raise InvalidInput(f"{len(keys)} keys for {known} examples; give one key an example")
     return known if known is not None or keys is None else len(keys)

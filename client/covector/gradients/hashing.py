@@ -32,7 +32,7 @@ def key_of(seed: int, label: str) -> int:
 
 
 def draws(key: int, elements: torch.Tensor) -> torch.Tensor:
-    """The 63-bit numbers of ``elements`` (int64[...], element indices) in the stream ``key``: int64[...], none negative."""
+    """The 63-bit numbers, int64[...], of ``elements`` (int64[...], element indices) in the stream ``key``."""
     z = elements + 1
     z *= _signed(_GOLDEN)
     z += key

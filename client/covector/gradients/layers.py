@@ -81,7 +81,7 @@ def rule_for(module: nn.Module, name: str, owned: Mapping[str, Target]) -> Rule:
 
 
 def linear_rule(call: Call) -> Backward:
-    """y = x W^T + b."""
+    """A linear layer, y = x W^T + b."""
     inputs = call.by_row(call.input).float() if "weight" in call.owned else None
 
     def backward(delta: torch.Tensor) -> Contributions:
@@ -94,7 +94,7 @@ def linear_rule(call: Call) -> Backward:
 
 
 def conv1d_rule(call: Call) -> Backward:
-    """y = x W + b: GPT-2's linear layer, its weight stored as [inputs, outputs]."""
+    """GPT-2's linear layer, y = x W + b: its weight is stored as [inputs, outputs]."""
     inputs = call.by_row(call.input).float() if "weight" in call.owned else None
 
     def backward(delta: torch.Tensor) -> Contributions:
@@ -107,7 +107,7 @@ def conv1d_rule(call: Call) -> Backward:
 
 
 def embedding_rule(call: Call) -> Backward:
-    """y = W[token]. The gradient of ``padding_idx`` is zero, as torch defines it."""
+    """An embedding, y = W[token]. The gradient of ``padding_idx`` is zero, as torch defines it."""
     tokens = call.input
     if tokens.shape[0] != call.row_count:
         raise InvalidInput(
@@ -116,7 +116,7 @@ def embedding_rule(call: Call) -> Backward:
             layer=call.name,
         )
     lines = tokens.reshape(call.row_count, -1)
-    padding = call.module.padding_idx
+    padding: int | None = getattr(call.module, "padding_idx", None)
 
     def backward(delta: torch.Tensor) -> Contributions:
         values = call.by_row(delta).float()
@@ -128,9 +128,9 @@ def embedding_rule(call: Call) -> Backward:
 
 
 def affine_rule(call: Call) -> Backward:
-    """y = x' w + b elementwise on the last axis, with x' whatever the layer makes of x: every kind of norm.
+    """Every kind of norm, y = x' w + b elementwise on the last axis, with x' whatever the layer makes of x.
 
-    x' is found by calling the layer with w = 1 and w = 0, so (1 + w) and epsilons need no knowledge of the layer.
+    That x' is found by calling the layer with w = 1 and w = 0, so (1 + w) and epsilons need no knowledge of the layer.
     Raises InvalidInput if y is not of this form.
     """
     normed = _normed_input(call) if "weight" in call.owned else None
@@ -149,7 +149,7 @@ def _bias(call: Call, outputs: torch.Tensor) -> Contributions:
 
 
 def _is_plain_embedding(module: nn.Module) -> bool:
-    if type(module).forward is not nn.Embedding.forward:
+    if not isinstance(module, nn.Embedding) or type(module).forward is not nn.Embedding.forward:
         return False
     return module.max_norm is None and not module.scale_grad_by_freq
 
@@ -163,7 +163,7 @@ def _is_affine(module: nn.Module) -> bool:
 
 
 def _normed_input(call: Call) -> torch.Tensor:
-    """x' of y = x' w + b, float32 and of the shape of y."""
+    """Finds x' of y = x' w + b: float32, of the shape of y."""
     with torch.no_grad():
         own = {name: value.detach() for name, value in call.module.named_parameters(recurse=False)}
         zeros = {name: torch.zeros_like(value) for name, value in own.items()}

@@ -151,7 +151,8 @@ class GradientModel:
         batch = pad(rows, side=self._call.side, pad_token=self._call.pad_token, device=device)
         total = self._plan.start(len(rows), device)
         with quiet(self.model):
-            with self._capture.forward(*batch.tokens.shape, lambda *found: self._plan.add(total, *found)):
+            shape = (len(rows), batch.tokens.shape[1])
+            with self._capture.forward(shape, lambda target, found: self._plan.add(total, target, found)):
                 logits, targets = self._call.logits(self.model, batch)
             found = row_functions(logits, targets, self._function, self._reduction)
             found.value.sum().backward()  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 _TERMINAL_INTERVAL_S = 0.2
 _PLAIN_INTERVAL_S = 10.0
@@ -20,10 +21,12 @@ class Progress:
         self._done = self._skipped = 0
         self._began_s = self._said_s = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._shown and self._done:
             self._say(end="\n")
 

@@ -19,9 +19,7 @@ def plain_model(model: nn.Module) -> nn.Module:
     """The model inside the wrappers of torch.compile and of data parallelism."""
     while True:
         inner = getattr(model, "_orig_mod", None) or (
-            model.module
-            if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel)
-            else None
+            model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else None
         )
         if inner is None:
             return model
@@ -87,9 +85,12 @@ def _matching(named: dict[str, nn.Parameter], pattern: str) -> set[str]:
 
 def _without_adapter(name: str, adapters: set[str]) -> str:
     parts = name.split(".")
+    behind = ["", *parts]
     kept = [
-        part
-        for index, part in enumerate(parts)
-        if not (part in adapters and index and (parts[index - 1].startswith("lora_") or parts[index - 1] == "modules_to_save"))
+        part for part, before in zip(parts, behind, strict=False) if not (part in adapters and _holds_adapters(before))
     ]
     return ".".join(kept)
+
+
+def _holds_adapters(part: str) -> bool:
+    return part.startswith("lora_") or part == "modules_to_save"

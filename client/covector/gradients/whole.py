@@ -29,7 +29,8 @@ class WholePlan:
         stops = torch.tensor([target.size for target in targets]).cumsum(0).tolist()
         self.dim: int = stops[-1]
         self.blocks = tuple(
-            Block(target.name, stop - target.size, stop, target.size) for target, stop in zip(targets, stops, strict=True)
+            Block(target.name, stop - target.size, stop, target.size)
+            for target, stop in zip(targets, stops, strict=True)
         )
         self._range = {block.name: slice(block.start, block.stop) for block in self.blocks}
 

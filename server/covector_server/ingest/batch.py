@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -124,6 +125,8 @@ def _parse_gradients(
         raise InvalidInput(
             f"{len(gradients)} bytes of gradients for {count} rows of dim {dim}; {2 * dim * count} needed"
         )
+    if message.HasField("gradients_crc32") and zlib.crc32(gradients) != message.gradients_crc32:
+        raise InvalidInput("the gradients do not match their CRC-32: they were changed on the way; send them again")
     rows = np.frombuffer(gradients, "<f2").reshape(count, dim)
     bad = first_non_finite(rows)
     if bad is not None:
