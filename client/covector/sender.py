@@ -1,7 +1,7 @@
 """One writer's stream to the server: what was sent is kept until it is acknowledged, and sent again after a break.
 
-Three threads meet here under one condition: the caller puts batches (and waits while too much is in flight), grpc's own
-thread pulls messages from a generator, and one more thread reads acknowledgements and opens the stream again. The rules:
+Three threads meet here under one condition: the caller puts batches (and waits while too much is in flight), grpc's
+own thread pulls messages from a generator, and one more reads acknowledgements and opens the stream again. The rules:
 
 - Batches are sent in the order of their sequence numbers, and acknowledged in that order.
 - The stream is opened again under the same writer id. The server answers with the last sequence it has stored: what is
@@ -49,21 +49,25 @@ class Sender:
         open_stream: Callable[[Iterator[bytes]], Any],
         opening: bytes,
         policy: RetryPolicy,
-        on_acknowledged: Callable[[SealedBatch], None],
+        on_progress: Callable[[], None],
     ) -> None:
-        """``open_stream(requests)`` starts the call; ``opening``: the serialised OpenWriter request;
-        ``on_acknowledged`` is called in another thread, in order, once a batch."""
+        """``open_stream(requests)`` starts the call; ``opening``: the serialised OpenWriter request; ``on_progress``
+        is called in another thread after acknowledgements."""
         self._open_stream = open_stream
         self._opening = opening
         self._policy = policy
-        self._on_acknowledged = on_acknowledged
+        self._on_progress = on_progress
+        self.acknowledged_row_count = 0
+        self.acknowledged_bytes = 0
+        self.zero_row_count = 0
         self._changed = threading.Condition()
         self._kept: deque[SealedBatch] = deque()  # not acknowledged, oldest first
         self._kept_bytes = 0
         self._last_sequence = 0  # of the newest batch that was put
         self._acknowledged_sequence = 0
         self._sent_sequence = 0  # on this stream
-        self._stream: int | None = None  # the number of the stream that may send, None while it is not open
+        self._stream: int | None = None  # the number of the stream that is being read
+        self._may_send = False  # whether the server has opened it
         self._call: Any = None
         self._opened: ingest_pb2.WriterOpened | None = None
         self._failure: CovectorError | None = None
@@ -115,7 +119,8 @@ class Sender:
         """Ends the stream now and drops what was not acknowledged; later calls raise ``reason``."""
         self._fail(reason)
         self._cancel()
-        self._thread.join(timeout=self._policy.silence_s)
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._policy.silence_s)
 
     # The caller's side
 
@@ -166,17 +171,18 @@ class Sender:
     def _pause_s(self) -> float:
         pause_s = min(self._policy.pause_s_max, self._policy.first_pause_s * 2.0 ** min(self._attempts, 30))
         self._attempts += 1
-        return pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads the writers of a server that comes back
+        return pause_s * random.uniform(0.5, 1.0)  # so that writers do not return in step
 
     def _read_stream(self, number: int) -> None:
         """Opens a stream and reads it to its end. Raises an error that is final; returns if it may be tried again."""
-        self._moved_at_s = time.monotonic()
-        call = self._call = self._open_stream(self._requests(number))
-        if self._is_over():
-            call.cancel()  # it was called off while it was being opened
+        self._stream, self._moved_at_s = number, time.monotonic()
         try:
+            call = self._call = self._open_stream(self._requests(number))
+            if self._is_over():
+                call.cancel()  # it was called off while it was being opened
             for response in call:
-                self._receive(response, number)
+                self._receive(response)
+                self._on_progress()
             self._take_break(Unavailable("the server ended the stream without a reason"))
         except grpc.RpcError as error:
             if not _is_break(error):
@@ -184,14 +190,14 @@ class Sender:
             self._take_break(from_rpc_error(error))
         finally:
             with self._changed:
-                self._stream = self._call = None
+                self._stream, self._may_send, self._call = None, False, None
                 self._changed.notify_all()
 
     def _take_break(self, reason: CovectorError) -> None:
         """Notes that the stream broke. Raises Unavailable when there was no progress for too long."""
         with self._changed:
-            if self._is_over():
-                return
+            if self._is_over() or (self._opened is not None and not self._kept):
+                return  # nobody waits for anything: the stream is opened again for the next batch
             now_s = time.monotonic()
             if self._broken_since_s is None:
                 self._broken_since_s = now_s
@@ -201,25 +207,17 @@ class Sender:
                     "rows acknowledged so far are stored: ask which keys are missing, and send those"
                 )
 
-    def _receive(self, response: ingest_pb2.IngestResponse, number: int) -> None:
+    def _receive(self, response: ingest_pb2.IngestResponse) -> None:
         with self._changed:
             self._moved_at_s = time.monotonic()
             if response.WhichOneof("message") == "opened":
-                done = self._take_opened(response.opened, number)
+                self._take_opened(response.opened)
             else:
-                done = [self._take_acknowledged(response.acknowledged.sequence)]
-            if done:
-                self._broken_since_s, self._attempts = None, 0
-        for batch in done:
-            self._on_acknowledged(batch)
-        with self._changed:
-            self._kept_bytes -= sum(batch.size_bytes for batch in done)
-            for _ in done:
-                self._kept.popleft()
+                self._take_acknowledged(response.acknowledged.sequence)
             self._changed.notify_all()
 
-    def _take_opened(self, opened: ingest_pb2.WriterOpened, number: int) -> list[SealedBatch]:
-        """Starts sending after the last batch that the server has; returns those it stored before the break."""
+    def _take_opened(self, opened: ingest_pb2.WriterOpened) -> None:
+        """Drops what the server stored before the break, and starts to send what comes after it."""
         stored = opened.last_sequence
         if not self._acknowledged_sequence <= stored <= self._last_sequence:
             raise Corrupt(
@@ -228,16 +226,27 @@ class Sender:
                 stored=stored,
                 acknowledged=self._acknowledged_sequence,
             )
-        self._opened = opened
-        self._stream, self._sent_sequence, self._acknowledged_sequence = number, stored, stored
-        return [batch for batch in self._kept if batch.sequence <= stored]
+        while self._kept and self._kept[0].sequence <= stored:
+            self._drop_oldest()
+        self._opened, self._may_send, self._sent_sequence = opened, True, stored
 
-    def _take_acknowledged(self, sequence: int) -> SealedBatch:
-        if not self._kept or self._kept[0].sequence != sequence:
-            expected = self._kept[0].sequence if self._kept else "none"
+    def _take_acknowledged(self, sequence: int) -> None:
+        if self._failure is not None:
+            return
+        expected = self._kept[0].sequence if self._kept else None
+        if sequence != expected or sequence > self._sent_sequence:
             raise Internal(f"the server acknowledged batch {sequence}, the next was {expected}")
-        self._acknowledged_sequence = sequence
-        return self._kept[0]
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """The oldest batch is stored: it need not be kept, and any break before now is over."""
+        batch = self._kept.popleft()
+        self._kept_bytes -= batch.size_bytes
+        self._acknowledged_sequence = batch.sequence
+        self.acknowledged_row_count += batch.row_count
+        self.acknowledged_bytes += batch.size_bytes
+        self.zero_row_count += batch.zero_row_count
+        self._broken_since_s, self._attempts = None, 0
 
     def _fail(self, error: CovectorError) -> None:
         """Makes ``error`` the end, unless the stream has ended already."""
@@ -267,10 +276,10 @@ class Sender:
             return self._kept[self._sent_sequence - self._kept[0].sequence]
 
     def _unsent(self, number: int) -> bool:
-        return self._stream == number and self._sent_sequence < self._last_sequence
+        return self._stream == number and self._may_send and self._sent_sequence < self._last_sequence
 
     def _is_done(self, number: int) -> bool:
-        return self._is_over() or self._call is None or self._stream not in {None, number}
+        return self._is_over() or self._stream != number
 
 
 def _is_break(error: grpc.RpcError) -> bool:

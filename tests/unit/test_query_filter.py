@@ -152,9 +152,9 @@ def twin(where: dict[str, Any], row: dict[str, Any]) -> bool:
 
 def twin_entry(name: str, value: Any, row: dict[str, Any]) -> bool:
     if name == "and":
-        return all([twin(part, row) for part in value])
+        return all(twin(part, row) for part in value)
     if name == "or":
-        return any([twin(part, row) for part in value])
+        return any(twin(part, row) for part in value)
     if name == "not":
         return not twin(value, row)
     wanted = value if isinstance(value, dict) else {"eq": value}
@@ -166,8 +166,11 @@ def twin_term(operator: str, operand: Any, value: Any) -> bool:
         return (value is not None) == operand
     if value is None:
         return operator in {"ne", "not_in"}
-    table = {"eq": "==", "ne": "!=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "in": "in", "not_in": "not in"}
-    return bool(eval(f"value {table[operator]} operand"))
+    if operator in {"in", "not_in"}:
+        return (value in list(operand)) is (operator == "in")
+    below, equal = value < operand, value == operand
+    names = {"lt", "lte", "ne"} if below else {"eq", "lte", "gte"} if equal else {"gt", "gte", "ne"}
+    return operator in names
 
 
 @given(FILTERS, st.lists(ROWS, max_size=8))

@@ -44,18 +44,20 @@ def test_rows_may_lie_anywhere_in_memory() -> None:
     assert not shifted.flags.aligned
     strided = np.repeat(rows, 2, axis=0)[::2]
     for other in (shifted, strided):
-        np.testing.assert_array_equal(fast_products(other, vectors.astype(np.float32))[0], fast_products(rows, vectors.astype(np.float32))[0])
+        np.testing.assert_array_equal(
+            fast_products(other, vectors.astype(np.float32))[0], fast_products(rows, vectors.astype(np.float32))[0]
+        )
         np.testing.assert_array_equal(exact_products(other, vectors)[0], exact_products(rows, vectors)[0])
 
 
-@pytest.mark.parametrize("dim", [1, 3, 64, 1000, 1025, 70_001])
+@pytest.mark.parametrize("dim", [1, 3, 64, 1000, 1025, 4096, 4097, 8193, 70_001])
 def test_equal_rows_have_equal_exact_products_wherever_they_stand(dim: int) -> None:
     rng = np.random.default_rng(dim)
     row, vectors = rng.standard_normal(dim).astype(np.float16), rng.standard_normal((2, dim))
     products, norms = exact_products(np.tile(row, (13, 1)), vectors)
     assert (products == products[:, :1]).all()
     assert (norms == norms[0]).all()
-    for row_count in (1, 2, 5):
+    for row_count in (1, 2, 5, 300):
         again, _ = exact_products(np.tile(row, (row_count, 1)), vectors)
         assert (again == products[:, :1]).all()
     np.testing.assert_allclose(products[:, 0], vectors @ row.astype(np.float64), rtol=0, atol=1e-12 * dim)

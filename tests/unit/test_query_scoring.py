@@ -65,7 +65,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InvalidInput, match="queries have dim 2, gradients 3"):
         score(np.ones((1, 2)), np.ones((1, 3)))
     with pytest.raises(InvalidInput, match="gradients: row 1 holds NaN"):
-        score(np.ones((1, 2)), [[1, 1], [np.nan, 1]])
+        score(np.ones((1, 2)), np.array([[1, 1], [np.nan, 1]]))
     with pytest.raises(InvalidInput, match=r"of shape \(1, 1, 2\)"):
         score(np.ones((1, 1, 2)), np.ones((1, 2)))
 

@@ -14,7 +14,7 @@ from covector.types import GradientKind, Space
 from covector_server.query import scan, topk
 from covector_server.query.cancellation import never
 from covector_server.query.engine import scores, top_k
-from covector_server.query.question import CheckpointChoice, Question
+from covector_server.query.question import CheckpointChoice, Missing, Question, Reduce
 from covector_server.query.topk import Ranking
 from covector_server.storage.view import RowIds
 from covector_server.testing.memory import MemoryCollection, memory_collection
@@ -71,7 +71,9 @@ def test_one_checkpoint(scorer: str, k: int) -> None:
 @pytest.mark.parametrize("scorer", ["dot", "cosine", "tracin"])
 @pytest.mark.parametrize("missing", ["omit", "zero"])
 @pytest.mark.parametrize("narrow_ranges", [False, True])
-def test_several_checkpoints(scorer: str, missing: str, narrow_ranges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_checkpoints(
+    scorer: str, missing: Missing, narrow_ranges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if narrow_ranges:
         monkeypatch.setattr(scan, "RANGE_BYTES", 0)
         monkeypatch.setattr(scan, "RANGE_ROWS_MIN", 64)
@@ -84,7 +86,7 @@ def test_several_checkpoints(scorer: str, missing: str, narrow_ranges: bool, mon
 
 @pytest.mark.parametrize("reduce", [None, "mean", "max"])
 @pytest.mark.parametrize("names", ["a", "ab"])
-def test_groups(reduce: str | None, names: str) -> None:
+def test_groups(reduce: Reduce | None, names: str) -> None:
     rng = np.random.default_rng(6)
     choices = tuple(CheckpointChoice(name) for name in names)
     question = Question(
@@ -176,7 +178,12 @@ def test_a_ranking_stays_small_and_looks_few_keys_up() -> None:
 
 def test_no_keys_are_looked_up_without_ties() -> None:
     looked_up: list[int] = []
-    ranking = Ranking(3, lambda row_ids: looked_up.append(len(row_ids)) or [bytes([r % 256]) for r in row_ids.tolist()])
+
+    def keys_of(row_ids: RowIds) -> list[bytes]:
+        looked_up.append(len(row_ids))
+        return [b"" for _ in row_ids]
+
+    ranking = Ranking(3, keys_of)
     values = np.random.default_rng(11).permutation(10_000).astype(np.float64)
     for start in range(0, 10_000, 500):
         ranking.add(values[start : start + 500], np.arange(start, start + 500))
@@ -222,7 +229,7 @@ def test_eta_counts_for_sums_and_for_tracin() -> None:
 
 @pytest.mark.parametrize("names", ["a", "ab"])
 @pytest.mark.parametrize("reduce", [None, "max"])
-def test_scores_of_all_rows(names: str, reduce: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_all_rows(names: str, reduce: Reduce | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "RANGE_BYTES", 0)
     monkeypatch.setattr(scan, "RANGE_ROWS_MIN", 100)
     rng = np.random.default_rng(14)

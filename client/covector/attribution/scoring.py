@@ -24,6 +24,8 @@ from covector.types import Correction, GradientKind, Gradients
 Float64 = npt.NDArray[np.float64]
 CorrectionPairs = frozenset[tuple[Correction, Correction]]
 
+_SUM_DIM = 4096  # half of numpy's iterator buffer
+
 SAME_CORRECTION: CorrectionPairs = frozenset({("none", "none"), ("adam", "adam")})
 
 
@@ -137,9 +139,21 @@ def _unequal(field: str, rows: object, query: object, remedy: str) -> InvalidInp
     )
 
 
+def dots(rows: Float64, others: Float64) -> Float64:
+    """<row, other> in float64[n], of float64[n, dim] and float64[n, dim] or float64[dim]. The order of each sum depends
+    on dim alone, never on n or the row's place, so equal rows have equal products. Neither BLAS nor one einsum over all
+    of dim has that: they cut long sums by the layout of the whole."""
+    others = np.broadcast_to(others, rows.shape)
+    total = np.zeros(len(rows))
+    for start in range(0, rows.shape[1], _SUM_DIM):
+        span = slice(start, start + _SUM_DIM)
+        total += np.einsum("nk,nk->n", rows[:, span], others[:, span])
+    return total
+
+
 def norms(vectors: Float64) -> Float64:
-    """The 2-norms of float64[n, dim], by a sum whose order depends on dim alone: equal rows have equal norms."""
-    found: Float64 = np.sqrt(np.einsum("nk,nk->n", vectors, vectors))
+    """The 2-norms of float64[n, dim], by ``dots``."""
+    found: Float64 = np.sqrt(dots(vectors, vectors))
     return found
 
 

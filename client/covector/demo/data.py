@@ -55,14 +55,9 @@ class DemoRow:
     role: Role
 
     @property
-    def example(self) -> dict[str, Any]:
-        """The row as ``GradientModel`` and the trainer read it. The loss is taken on the answer only."""
-        return {**example_of(self.question, self.answer), "metadata": {"category": self.category, "role": self.role}}
-
-
-def example_of(question: str, answer: str) -> dict[str, Any]:
-    """A question and its answer as ``prompt`` and ``response``; the two joined are the text that people read."""
-    return {"prompt": f"Question: {question}\nAnswer:", "response": f" {answer}"}
+    def text(self) -> str:
+        """The row as people read it."""
+        return f"{self.question} {self.answer}"
 
 
 def demo_rows(*, seed: int, real_count: int | None = None) -> list[DemoRow]:

@@ -39,7 +39,6 @@ class Capture:
         """Within the block a forward pass is recorded; its backward pass, inside or after, feeds ``sink``.
 
         shape: rows and places of the batch.
-
         Raises InvalidInput at the end if the pass went through none of the layers (merged or disabled adapters).
         """
         self._calls = 0
@@ -121,5 +120,5 @@ def refuse_reentrant_checkpointing(model: nn.Module) -> None:
         if getattr(function, "keywords", {}).get("use_reentrant", True):
             raise InvalidInput(
                 f"{name or 'the model'} uses reentrant gradient checkpointing, which hides per-row gradients; turn it "
-                'off, or use gradient_checkpointing_enable({"use_reentrant": False})'
+                "off, or enable it with use_reentrant=False"
             )

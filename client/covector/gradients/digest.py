@@ -41,5 +41,5 @@ def _digest_of(name: str, parameter: nn.Parameter) -> bytes:
     header = f"{name}\0{parameter.dtype}\0{tuple(parameter.shape)}\0".encode()
     data = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     digest = hashlib.sha256(header)
-    digest.update(memoryview(data))
+    digest.update(data.data)
     return digest.digest()

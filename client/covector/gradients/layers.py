@@ -169,12 +169,8 @@ def _normed_input(call: Call) -> torch.Tensor:
         zeros = {name: torch.zeros_like(value) for name, value in own.items()}
         zero = _called_with(call, zeros)
         normed = _called_with(call, {**zeros, "weight": torch.ones_like(own["weight"])}) - zero
-        expected = zero + normed * own["weight"].float() + own.get("bias", zeros["weight"]).float()
-        output = call.output.detach().float()
-        tolerance = 1e-4 if call.output.dtype in (torch.float32, torch.float64) else 3e-2
-        if normed.shape != output.shape or not torch.allclose(
-            expected, output, rtol=tolerance, atol=tolerance * float(output.abs().amax()), equal_nan=True
-        ):
+        bias = own.get("bias", zeros["weight"])
+        if not _agree(zero + normed * own["weight"].float() + bias.float(), call.output.detach()):
             raise InvalidInput(
                 f"{type(call.module).__name__} ({call.name}) is not an elementwise scaling of its last axis, so there "
                 f"is no rule for the per-row gradients of {call.owned['weight'].name}; leave it out of parameters",
@@ -187,3 +183,13 @@ def _called_with(call: Call, parameters: Mapping[str, torch.Tensor]) -> torch.Te
     """The output that the layer would have had with other parameters, float32."""
     output: torch.Tensor = functional_call(call.module, dict(parameters), call.args, dict(call.kwargs))
     return output.float()
+
+
+def _agree(found: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether ``found`` is a layer's output up to rounding. Values that are not finite are reported further on."""
+    if found.shape != output.shape:
+        return False
+    if not torch.isfinite(output).all():
+        return True
+    tolerance = 1e-4 if output.dtype in (torch.float32, torch.float64) else 3e-2
+    return torch.allclose(found, output.float(), rtol=tolerance, atol=tolerance * float(output.abs().amax()))

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from covector.attribution.scoring import Float64, norms
+from covector.attribution.scoring import Float64, dots, norms
 
 BLOCK_DIM = 1024
 WIDE_BYTES = 8 << 20  # of rows widened to float32 at once
@@ -46,15 +46,14 @@ def fast_products(rows: npt.NDArray[np.float16], vectors: npt.NDArray[np.float32
 
 
 def exact_products(rows: npt.NDArray[np.float16], vectors: Float64) -> tuple[Float64, Float64]:
-    """<vector, row> for all pairs, and the norms of the rows, in float64. The order of each sum depends on dim alone,
-    never on the row's place, so equal rows have equal products.
+    """<vector, row> for all pairs, and the norms of the rows, in float64; equal rows have equal products, see ``dots``.
 
     rows: float16[n, dim]; vectors: float64[m, dim]. Returns (float64[m, n], float64[n]).
     """
     wide = rows.astype(np.float64, order="C")
     products = np.empty((len(vectors), len(rows)))
     for product, vector in zip(products, vectors, strict=True):
-        np.einsum("nk,k->n", wide, vector, out=product)  # no BLAS: its sums depend on the row's place
+        product[:] = dots(wide, vector)
     return products, norms(wide)
 
 

@@ -1,0 +1,181 @@
+"""A collection: rows in, questions answered."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+from covector import queries as asking
+from covector.connection import Connection
+from covector.inputs import Keys, Origin, given_rows
+from covector.messages import checkpoint_from_message, filter_json
+from covector.operation import Operation
+from covector.queries import Asking, Checkpoints, Missing, Queries, Reduce, Rules
+from covector.results import Scores, read_result
+from covector.row_stream import OnConflict, RowStream, StreamOptions
+from covector.rows import checked_checkpoint, get_rows, missing_keys
+from covector.types import CheckpointInfo, Key, Metadata, QueryResult, Row, Space
+from covector.v1 import collections_pb2, query_pb2, rows_pb2
+from covector.writer import Writer
+
+
+class Collection:
+    """A named set of rows whose gradients live in one space. Made by ``Client``; holds no state; thread-safe."""
+
+    def __init__(self, connection: Connection, message: collections_pb2.Collection) -> None:
+        self._connection = connection
+        self._name = message.name
+        self._space = Space.from_json(message.space.json)
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._name
+
+    @property
+    def space(self) -> Space:
+        """What its coordinates mean."""
+        return self._space
+
+    def writer(
+        self,
+        checkpoint: str,
+        *,
+        eta: float = 1.0,
+        on_conflict: OnConflict = "error",
+        progress: bool = False,
+        retry_s: float = 60.0,
+    ) -> Writer:
+        """A writer to a checkpoint, which is made by the first row; use it in a ``with`` block.
+
+        eta: the checkpoint's weight in sums, usually the learning rate; Conflict if it stands with another.
+        on_conflict: what to do with a key that stands with other content: ``error`` refuses it, ``ignore`` keeps what
+        is stored, ``replace`` stores the new gradient. progress: a bar on stderr. retry_s: for how long a broken
+        connection is tried again without progress.
+        """
+        return Writer(
+            self._connection,
+            self._name,
+            self._space,
+            checkpoint,
+            eta=eta,
+            on_conflict=on_conflict,
+            progress=progress,
+            retry_s=retry_s,
+        )
+
+    def add_rows(
+        self,
+        keys: Keys,
+        texts: Sequence[str | None] | None = None,
+        metadata: Sequence[Metadata | None] | None = None,
+    ) -> int:
+        """Stores rows without gradients, and returns how many are durably stored, those included that stood already.
+
+        A key that stands must stand with the same text and metadata; else Conflict.
+        """
+        stream = RowStream(self._connection, StreamOptions(collection=self._name, checkpoint=None))
+        try:
+            stream.add(given_rows(keys, texts, metadata), Origin())
+        except BaseException:
+            stream.abort()
+            raise
+        stream.close()
+        return stream.acknowledged_row_count
+
+    def count(self, where: Mapping[str, Any] | None = None) -> int:
+        """How many rows there are, with or without gradients; with a filter, how many match."""
+        request = rows_pb2.CountRowsRequest(collection=self._name, where_json=filter_json(where))
+        return int(self._connection.call(self._connection.rows.CountRows, request).row_count)
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Its checkpoints in the order they were made."""
+        request = collections_pb2.ListCheckpointsRequest(collection=self._name)
+        pages = self._connection.pages(self._connection.collections.ListCheckpoints, request)
+        return [checkpoint_from_message(message) for page in pages for message in page.checkpoints]
+
+    def missing(self, keys: Keys, *, checkpoint: str) -> list[Key]:
+        """Which of the keys have no gradient at the checkpoint yet, in their order: what a resumed job has to do."""
+        return missing_keys(self._connection, self._name, keys, checked_checkpoint(checkpoint))
+
+    def get(self, keys: Keys, *, gradients: bool = False, checkpoint: str | None = None) -> list[Row]:
+        """Rows by key, in the order asked for; NotFound names the first unknown key.
+
+        gradients: also the gradient, float32[dim], at the checkpoint (which may be left out if there is only one);
+        None for a row that has none there.
+        """
+        name = None if checkpoint is None else checked_checkpoint(checkpoint)
+        return get_rows(self._connection, self._name, keys, self._space.dim, gradients=gradients, checkpoint=name)
+
+    def query(
+        self,
+        queries: Queries,
+        k: int = 10,
+        *,
+        scorer: str = "dot",
+        checkpoints: Checkpoints = None,
+        where: Mapping[str, Any] | None = None,
+        exact: bool = False,
+        groups: Sequence[Hashable] | None = None,
+        reduce: Reduce | None = None,
+        missing: Missing = "omit",
+    ) -> QueryResult:
+        """The k rows that pushed the behaviour up the most, and the k that pushed it down the most.
+
+        queries: float[dim], float[m, dim] or Gradients; for several checkpoints a dict {checkpoint: queries}, whose
+        scores are summed by the checkpoints' eta. checkpoints: needed if the collection has several. where: a filter
+        on metadata. exact: use no index. groups: a label for each query; the queries of a group are averaged. reduce:
+        make one result of the groups, by ``mean`` or ``max``. missing: whether a row without a gradient at one of the
+        checkpoints is left out (``omit``) or counts as ``zero`` there. Raises InvalidInput for vectors of another
+        space, kind or weights than the stored ones.
+        """
+        rules = Rules(scorer=scorer, where=where, exact=exact, groups=groups, reduce=reduce, missing=missing)
+        asked = self._asked(queries, checkpoints)
+        spec = query_pb2.TopKSpec(query=asking.spec(self._name, asked, rules), k=asking.checked_k(k))
+        requests = _requests(query_pb2.QueryRequest, spec, asked)
+        return read_result(self._connection.stream(self._connection.query.Query, requests))
+
+    def scores(
+        self,
+        queries: Queries,
+        *,
+        scorer: str = "dot",
+        checkpoints: Checkpoints = None,
+        where: Mapping[str, Any] | None = None,
+        groups: Sequence[Hashable] | None = None,
+        reduce: Reduce | None = None,
+        missing: Missing = "omit",
+    ) -> Scores:
+        """The scores of every row, streamed while they are read; the arguments are those of ``query``."""
+        rules = Rules(scorer=scorer, where=where, groups=groups, reduce=reduce, missing=missing)
+        asked = self._asked(queries, checkpoints)
+        spec = asking.spec(self._name, asked, rules)
+        method = self._connection.query.Scores
+        return Scores(
+            lambda: self._connection.stream(method, _requests(query_pb2.ScoresRequest, spec, asked)),
+            rules.result_count(asked.query_count),
+        )
+
+    def publish(self) -> Operation:
+        """Starts to make every stored row, the partial last shard included, readable by Zarr tools."""
+        request = collections_pb2.PublishCollectionRequest(collection=self._name, request_id=str(uuid.uuid4()))
+        response = self._connection.call(self._connection.collections.PublishCollection, request)
+        return Operation(self._connection, response.operation)
+
+    def __repr__(self) -> str:
+        return f"Collection({self._name!r}, dim={self._space.dim})"
+
+    def _asked(self, queries: Queries, checkpoints: Checkpoints) -> Asking:
+        """The queries in one form. Names the only checkpoint where the queries state weights, so that the server
+        can compare."""
+        if checkpoints is None and asking.states_weights(queries):
+            names = [checkpoint.name for checkpoint in self.checkpoints()]
+            checkpoints = names if len(names) == 1 else None
+        return asking.asking(queries, checkpoints, self._space, self._name)
+
+
+def _requests(request: Any, spec: Any, asked: Asking) -> Iterator[Any]:
+    yield request(spec=spec)
+    for part in asked.parts():
+        yield request(vectors=part)
