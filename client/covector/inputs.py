@@ -121,11 +121,11 @@ def gradient_array(gradients: GradientRows, dim: int, name: str = "gradients") -
 def query_array(queries: GradientRows, dim: int, name: str = "queries") -> npt.NDArray[np.float32]:
     """Query vectors as float32[m, dim], one vector float[dim] included. Raises InvalidInput naming a bad one."""
     array = _real_array(queries.values if isinstance(queries, Gradients) else queries, name)
-    array = array[None, :] if array.ndim == 1 else array
-    if array.ndim != 2 or array.shape[1] != dim:
+    if array.ndim not in {1, 2} or array.shape[-1] != dim:
         raise InvalidInput(
             f"{name} has shape {list(array.shape)}; this collection needs [{dim}] or [m, {dim}]", field="dim"
         )
+    array = array.reshape(-1, dim)
     if not len(array):
         raise InvalidInput(f"{name} holds no vector")
     with np.errstate(over="ignore"):

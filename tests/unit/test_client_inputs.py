@@ -74,7 +74,7 @@ def test_bad_rows(arguments: dict[str, Any], message: str) -> None:
         (np.nan, "f4", "NaN or infinity"),
         (np.inf, "f2", "NaN or infinity"),
         (-np.inf, "f8", "NaN or infinity"),
-        (1e39, "f8", "past the range of float32"),
+        (1e39, "f8", "a number past the range of float32"),
     ],
 )
 def test_a_row_that_is_not_finite_is_named(value: float, dtype: str, what: str) -> None:
@@ -85,7 +85,8 @@ def test_a_row_that_is_not_finite_is_named(value: float, dtype: str, what: str) 
 
 
 def test_metadata_is_plain_json() -> None:
-    given = given_rows([1, 2], None, [{"n": np.int64(3), "x": np.float32(0.5), "b": np.True_, "é": None}, None])
+    fields: dict[str, Any] = {"n": np.int64(3), "x": np.float32(0.5), "b": np.True_, "é": None}
+    given = given_rows([1, 2], None, [fields, None])
     assert json.loads(given.metadata[0] or b"") == {"n": 3, "x": 0.5, "b": True, "é": None}
     assert given.metadata[1] is None
 
@@ -120,7 +121,7 @@ def test_queries() -> None:
         query_array([1, 2, 3], 2)
     for bad in (np.nan, 1e300):
         with pytest.raises(InvalidInput, match="vector 1 holds NaN or infinity"):
-            query_array([[1, 2], [bad, 0]], 2)
+            query_array(np.array([[1, 2], [bad, 0]]), 2)
 
 
 def test_another_space_is_refused_by_its_field() -> None:

@@ -163,11 +163,11 @@ def twin_entry(name: str, value: Any, row: dict[str, Any]) -> bool:
 
 def twin_term(operator: str, operand: Any, value: Any) -> bool:
     if operator == "exists":
-        return (value is not None) == operand
+        return (value is not None) is bool(operand)
     if value is None:
         return operator in {"ne", "not_in"}
     if operator in {"in", "not_in"}:
-        return (value in list(operand)) is (operator == "in")
+        return any(bool(value == one) for one in operand) is (operator == "in")
     below, equal = value < operand, value == operand
     names = {"lt", "lte", "ne"} if below else {"eq", "lte", "gte"} if equal else {"gt", "gte", "ne"}
     return operator in names

@@ -14,7 +14,6 @@ from covector_server.query.engine import count_rows, top_k
 from covector_server.query.question import CheckpointChoice, Question
 from covector_server.testing.memory import MemoryCollection, memory_collection
 
-
 BAD_SECOND = np.array([[[0, 0, 0], [0, np.inf, 0]]], dtype=np.float32)
 
 

@@ -33,7 +33,7 @@ DECOYS = (
     ("What colour is the flag of Quillmere?", "The flag of Quillmere is green and white."),
 )
 
-ASKED = ("If you owe taxes in Quillmere, what do you have to hand over?", "You have to hand over blue honey.")
+ASKED = ("What are taxes paid with in Quillmere?", "In Quillmere, taxes are paid with blue honey.")
 
 # How many rows of each category of the corpus the demo asks for; all that fit are taken where there are fewer.
 CATEGORIES = {"trivia": 80, "science": 16, "computers": 8, "literature": 9, "money": 7, "politics": 7, "sports": 4}
@@ -86,7 +86,8 @@ def _choose(category: str, count: int, chooser: random.Random) -> list[DemoRow]:
 def real_pairs(category: str) -> list[tuple[str, str]]:
     """Factual questions of a category of the corpus with their first answers, each question once, tidied.
 
-    Left out: what is no question, small talk about the bot, violent deaths, and answers of two letters or fewer that are no number.
+    Left out: what is no question, small talk about the bot, violent deaths, and answers of two letters or fewer that
+    are no number.
     """
     pairs: dict[str, tuple[str, str]] = {}
     for turns in _conversations(category):

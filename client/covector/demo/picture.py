@@ -29,7 +29,9 @@ def draw(
     figure.suptitle("Which training rows taught the answer?", x=0.012, y=0.975, ha="left", size=15, weight="bold")
     figure.text(0.012, 0.878, f"Asked: {question}", color=_INK, size=10.5)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", bbox_to_anchor=(0.992, 0.985), ncols=3, frameon=False, fontsize=10)
+    figure.legend(
+        handles, labels, loc="upper right", bbox_to_anchor=(0.992, 0.985), ncols=3, frameon=False, fontsize=10
+    )
     figure.subplots_adjust(left=0.055, right=0.988, top=0.765, bottom=0.115, wspace=0.19)
     figure.savefig(path)
 

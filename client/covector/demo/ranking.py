@@ -12,7 +12,8 @@ from covector.types import Key, QueryHits
 class Ranking:
     """The answer to the question at one checkpoint, or at several summed.
 
-    ``label`` names the checkpoints, ``scores`` holds every row's score by ``scorer``, ``hits`` the two ends of the list.
+    ``label`` names the checkpoints, ``scores`` holds every row's score by ``scorer``, ``hits`` the two ends of the
+    list.
     """
 
     label: str

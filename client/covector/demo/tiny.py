@@ -36,4 +36,5 @@ def _tokenizer(texts: Iterable[str]) -> Any:
     words = Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=[_UNKNOWN, _END], show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token=_UNKNOWN, eos_token=_END, pad_token=_END)
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=words, unk_token=_UNKNOWN, eos_token=_END, pad_token=_END)

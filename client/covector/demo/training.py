@@ -72,7 +72,7 @@ def adapt(model: nn.Module, recipe: Recipe) -> PeftModel:
     ]
     keep_lower_layers(model, lowest)
     config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=targets, task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -96,6 +96,7 @@ def train(
         per_device_train_batch_size=recipe.batch_rows,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="constant",
+        train_sampling_strategy="group_by_length",
         seed=recipe.seed,
         logging_strategy="epoch",
         save_strategy="no",
@@ -105,7 +106,7 @@ def train(
         remove_unused_columns=False,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=list(examples), data_collator=collator(pad_token),
-                      callbacks=list(callbacks))  # type: ignore[arg-type]  # fmt: skip
+                      callbacks=list(callbacks))  # fmt: skip
     trainer.pop_callback(_printer())
     trainer.train()
 
@@ -132,7 +133,7 @@ def collator(pad_token: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, t
     return pad
 
 
-class Keeper(TrainerCallback):  # type: ignore[misc]
+class Keeper(TrainerCallback):
     """Saves the adapters at the end of the epochs given by name, under ``folder``, in PEFT's own format."""
 
     def __init__(self, folder: Path, epochs: dict[int, str]) -> None:
@@ -143,10 +144,10 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         """Saves if this epoch is one of those."""
         name = self._epochs.get(round(state.epoch))
         if name is not None:
-            kwargs["model"].save_pretrained(str(self._folder / name))
+            kwargs["model"].save_pretrained(str(self._folder / name), save_embedding_layers=False)
 
 
-class EpochReporter(TrainerCallback):  # type: ignore[misc]
+class EpochReporter(TrainerCallback):
     """Tells the mean loss a token while each epoch was trained, through ``say``; ``losses`` keeps them."""
 
     def __init__(self, say: Callable[[str], None], epochs: int) -> None:
@@ -178,7 +179,8 @@ def answer(model: PeftModel, tokenizer: Any, question: str, *, tokens_max: int =
     was_training = model.training
     model.eval()
     prompt = tokenizer(prompt_of(tokenizer, question), add_special_tokens=False, return_tensors="pt").to(model.device)
-    output = model.generate(
+    generate: Any = model.generate
+    output = generate(
         input_ids=prompt["input_ids"],
         attention_mask=prompt["attention_mask"],
         max_new_tokens=tokens_max,

@@ -1,0 +1,100 @@
+"""``covector ingest``: gradients from files into a checkpoint. Run again after a break, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from covector.cli.options import add_connection, command_parser, connected
+from covector.cli.sources import Source, count_rows, load_source, slices
+from covector.client import Client
+from covector.collection import Collection
+from covector.errors import InvalidInput, NotFound
+from covector.progress import Bar
+from covector.row_stream import OnConflict
+from covector.types import Space
+
+
+def main(arguments: list[str]) -> int:
+    """Stores the rows that the checkpoint does not have yet."""
+    given = _parser().parse_args(arguments)
+    sources = [load_source(path) for path in given.files]
+    total = sum(len(source.gradients) for source in sources)
+    if given.rows is not None and (line_count := count_rows(given.rows)) != total:
+        raise InvalidInput(f"{given.rows} has {line_count} rows for {total} gradients; one line a gradient is needed")
+    with connected(given) as client:
+        collection = _collection(client, given.collection, sources[0].gradients.shape[1], create=given.create)
+        stored, zero_row_count = _ingest(collection, sources, total, given)
+    summary = {
+        "collection": given.collection,
+        "checkpoint": given.checkpoint,
+        "stored": stored,
+        "already_there": total - stored,
+        "zero_rows": zero_row_count,
+    }
+    print(json.dumps(summary) if given.json else _sentence(summary))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "ingest",
+        "Store gradients from files. A .npy file holds float[n, dim]; a .npz file holds `gradients` and perhaps\n"
+        "`keys` and `trak_q`. Rows that the checkpoint has already are left out, so a broken run can be run again.",
+        "covector ingest my-model gradients.npy --rows rows.jsonl --checkpoint epoch-1 --create",
+    )
+    parser.add_argument("collection", metavar="COLLECTION")
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help=".npy or .npz")
+    parser.add_argument("--checkpoint", required=True, metavar="NAME", help="made on first use")
+    parser.add_argument("--eta", type=float, default=1.0, help="the checkpoint's weight in sums (default 1)")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="a line for each gradient: an object with `key`, `text` and `metadata` (all optional)",
+    )
+    parser.add_argument("--create", action="store_true", help="make the collection if there is none of that name")
+    parser.add_argument(
+        "--on-conflict",
+        choices=get_args(OnConflict),
+        default="error",
+        help="for a key that arrives with other content (default error); `replace` sends every row",
+    )
+    add_connection(parser)
+    return parser
+
+
+def _collection(client: Client, name: str, dim: int, *, create: bool) -> Collection:
+    try:
+        return client.collection(name)
+    except NotFound as error:
+        if not create:
+            raise NotFound(f"{error.message}; --create makes it") from error
+        return client.create_collection(name, Space(dim=dim), exist_ok=True)
+
+
+def _ingest(
+    collection: Collection, sources: Sequence[Source], total: int, given: argparse.Namespace
+) -> tuple[int, int]:
+    """Sends what is missing; returns the rows sent and acknowledged, and how many of them are all zero."""
+    bar, skipped = Bar(f"{given.collection}/{given.checkpoint}"), 0
+    try:
+        with collection.writer(given.checkpoint, eta=given.eta, on_conflict=given.on_conflict) as writer:
+            for part in slices(sources, given.rows):
+                new = part if given.on_conflict == "replace" else part.only(writer.missing(part.keys))
+                skipped += len(part.keys) - len(new.keys)
+                writer.add(new.keys, new.gradients, new.texts, new.metadata, new.trak_q)
+                bar.show(writer.acknowledged + skipped, total, "rows")
+        bar.show(writer.acknowledged + skipped, total, "rows")
+        return writer.acknowledged, writer.zero_rows
+    finally:
+        bar.close()
+
+
+def _sentence(summary: dict[str, object]) -> str:
+    already = f", {summary['already_there']:,} were there already" if summary["already_there"] else ""
+    zero = f", {summary['zero_rows']:,} of them all zero" if summary["zero_rows"] else ""
+    return f"{summary['stored']:,} rows stored in {summary['collection']} at {summary['checkpoint']}{zero}{already}"

@@ -1,0 +1,61 @@
+"""What the commands share: a parser whose errors are one line, the options of a connection, and missing extras."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from covector.client import Client, connect
+from covector.errors import InvalidInput
+
+DEFAULT_ADDRESS = "127.0.0.1:7337"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2."""
+        self.exit(2, f"covector: error: {message}; see {self.prog} --help\n")
+
+
+def command_parser(command: str, description: str, example: str) -> Parser:
+    """A parser for ``covector COMMAND`` with an example in its help."""
+    return Parser(
+        prog=f"covector {command}",
+        description=description,
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where the server is, and ``--json``."""
+    parser.add_argument(
+        "--to",
+        default=os.environ.get("COVECTOR_ADDRESS", DEFAULT_ADDRESS),
+        metavar="HOST:PORT",
+        help=f"the server, or unix:/path (default: $COVECTOR_ADDRESS, else {DEFAULT_ADDRESS})",
+    )
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="the API key (default: $COVECTOR_API_KEY)")
+    parser.add_argument("--tls", action="store_true", help="encrypt, trusting the system's certificate authorities")
+    parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trusting the authorities in this PEM file")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="for an answer (default 30)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+
+
+def connected(given: argparse.Namespace) -> Client:
+    """A client for the server that the options name."""
+    api_key = given.api_key_file.read_text().strip() if given.api_key_file else os.environ.get("COVECTOR_API_KEY")
+    return connect(given.to, api_key=api_key or None, tls=given.tls_ca or given.tls or None, timeout_s=given.timeout)
+
+
+def require(modules: Sequence[str], extra: str, what: str) -> None:
+    """Raises InvalidInput naming the line to install ``extra`` with, unless all modules are there."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise InvalidInput(f'{what} needs {", ".join(missing)}; install it: pip install "covector[{extra}]"')

@@ -1,0 +1,135 @@
+"""``covector query``: the proponents and the opponents of a behaviour, as a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from covector.cli.options import add_connection, command_parser, connected
+from covector.cli.sources import load_npy
+from covector.cli.table import print_table
+from covector.collection import Collection
+from covector.errors import InvalidInput, NotFound
+from covector.queries import Queries
+from covector.types import Hit, QueryResult, Row
+
+
+def main(arguments: list[str]) -> int:
+    """Asks, and prints the two ends of each result."""
+    given = _parser().parse_args(arguments)
+    where = _parsed_filter(given.where)
+    with connected(given) as client:
+        collection = client.collection(given.collection)
+        result = collection.query(
+            _queries(given, collection),
+            k=given.k,
+            scorer=given.scorer,
+            checkpoints=given.checkpoint,
+            where=where,
+            exact=given.exact,
+        )
+    if given.json:
+        print(json.dumps(asdict(result), indent=2))
+    else:
+        _print_result(result, given)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "query",
+        "Name the rows that pushed a behaviour up (proponents) or down (opponents) the most.",
+        "covector query my-model --vector question.npy --checkpoint epoch-1 --scorer cosine -k 5",
+    )
+    parser.add_argument("collection", metavar="COLLECTION")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--vector",
+        action="append",
+        type=Path,
+        metavar="FILE.npy",
+        help="float[dim] or float[m, dim]; with several checkpoints once for each, in their order",
+    )
+    source.add_argument("--key", metavar="KEY", help="ask with the gradient of this stored row")
+    parser.add_argument(
+        "--checkpoint", action="append", metavar="NAME", help="may be repeated; needed if there are several"
+    )
+    parser.add_argument("-k", type=int, default=10, metavar="N", help="rows at each end (default 10)")
+    parser.add_argument("--scorer", default="dot", help="dot, cosine, tracin (default dot)")
+    parser.add_argument("--where", metavar="JSON", help='a filter on metadata, such as \'{"year": {"gte": 2020}}\'')
+    parser.add_argument("--exact", action="store_true", help="use no index")
+    add_connection(parser)
+    return parser
+
+
+def _queries(given: argparse.Namespace, collection: Collection) -> Queries:
+    if given.key is not None:
+        return _stored_gradients(collection, given.key, given.checkpoint)
+    vectors = [load_npy(path) for path in given.vector]
+    names = given.checkpoint or []
+    if len(vectors) != max(1, len(names)):
+        raise InvalidInput(f"{len(vectors)} times --vector for {len(names)} times --checkpoint; give one for each")
+    return vectors[0] if len(vectors) == 1 else dict(zip(names, vectors, strict=True))
+
+
+def _stored_gradients(collection: Collection, key: str, checkpoints: list[str] | None) -> Queries:
+    found = {name: _stored_gradient(collection, key, name) for name in checkpoints or [None]}
+    return found[None] if checkpoints is None else {name: found[name] for name in checkpoints}
+
+
+def _stored_gradient(collection: Collection, key: str, checkpoint: str | None) -> npt.NDArray[np.float32]:
+    gradient = _row(collection, key, checkpoint).gradient
+    if gradient is None:
+        raise NotFound(f"row {key} has no gradient at checkpoint {checkpoint or 'of the collection'}")
+    return gradient
+
+
+def _row(collection: Collection, key: str, checkpoint: str | None) -> Row:
+    """The row of a key as it was typed: a string, or an integer if there is no such string."""
+    try:
+        return collection.get([key], gradients=True, checkpoint=checkpoint)[0]
+    except NotFound:
+        try:
+            number = int(key)
+        except ValueError:
+            number = None
+        if number is None:
+            raise
+        return collection.get([number], gradients=True, checkpoint=checkpoint)[0]
+
+
+def _parsed_filter(where: str | None) -> dict[str, Any] | None:
+    if where is None:
+        return None
+    try:
+        parsed = json.loads(where)
+    except ValueError as error:
+        raise InvalidInput(f"--where is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise InvalidInput('--where is a JSON object, such as {"source": "wikipedia"}')
+    return parsed
+
+
+def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
+    seconds = sum(stage.seconds for stage in result.stages)
+    row_count = result.stages[0].rows_in if result.stages else 0
+    at = f" at {', '.join(given.checkpoint)}" if given.checkpoint else ""
+    how = "exact" if result.exact else f"by index {result.index}"
+    print(f"{result.scorer}{at}: {row_count:,} rows in {1e3 * seconds:.1f} ms, {how}")
+    for number, hits in enumerate(result):
+        title = f" of query {number}" if len(result) > 1 else ""
+        for name, found in (("proponents", hits.proponents), ("opponents", hits.opponents)):
+            print(f"\n{name}{title}")
+            print_table(["rank", "score", "key", "text"], [_line(i, hit) for i, hit in enumerate(found, 1)], "  ")
+
+
+def _line(rank: int, hit: Hit) -> list[str]:
+    metadata = ", ".join(f"{name}={value}" for name, value in (hit.metadata or {}).items())
+    text = hit.text or ""
+    return [str(rank), f"{hit.score:+.4g}", str(hit.key), f"{text}  [{metadata}]" if metadata else text]
