@@ -7,6 +7,7 @@ its messages to fit them.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -25,13 +26,30 @@ Tls = bool | bytes | str | os.PathLike[str] | None
 
 _HOST_PORT = re.compile(r"(?P<host>\[[^\]]+\]|[^:/\s]+):(?P<port>\d{1,5})")
 _LOOPBACK = ("localhost", "127.", "[::1]")
-_OPTIONS: tuple[tuple[str, int], ...] = (
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+# Every call of these services may be made twice (writes carry a request id), so gRPC tries again by itself for about
+# two seconds: what a restart of the server takes. The writer's stream has its own, longer patience.
+_RETRIED = ("CollectionsService", "QueryService", "RowsService", "OperationsService")
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": f"covector.v1.{service}"} for service in _RETRIED],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
 
 
 class Connection:
@@ -167,7 +185,7 @@ def _open_channel(address: str, tls: Tls) -> grpc.Channel:
     found = _HOST_PORT.fullmatch(address)
     if not found and not re.match(r"unix:.", address):
         raise InvalidInput(f"{address!r} is no address; write host:port, such as 127.0.0.1:7337, or unix:/path")
-    options: list[tuple[str, int]] = list(_OPTIONS)
+    options: list[tuple[str, int | str]] = [*_OPTIONS, ("grpc.service_config", json.dumps(_SERVICE_CONFIG))]
     if not found or found["host"].startswith(_LOOPBACK):
         options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this machine's own addresses
     if tls is None or tls is False:

@@ -131,13 +131,20 @@ def near_matches(name: str, known: Iterable[str]) -> str:
 
 def to_status(error: CovectorError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """The gRPC status, its text and the trailing metadata that carry ``error`` over the wire."""
-    detail = types_pb2.ErrorDetail(kind=error.kind, message=error.message, facts=error.facts)
-    return error.status, error.message, ((DETAIL_METADATA_KEY, detail.SerializeToString()),)
+    message = _shortened(error.message, 2000)
+    facts = {name: _shortened(value, 200) for name, value in error.facts.items()}
+    detail = types_pb2.ErrorDetail(kind=error.kind, message=message, facts=facts)
+    return error.status, message, ((DETAIL_METADATA_KEY, detail.SerializeToString()),)
 
 
 def of_kind(kind: str, message: str, /, **facts: object) -> CovectorError:
     """The error of a kind; Internal for a kind that this version does not know."""
     return _BY_KIND.get(kind, Internal)(message, **facts)
+
+
+def _shortened(text: str, length: int) -> str:
+    """Metadata of a call has a few KiB in all; what a client sent may be longer."""
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def from_rpc_error(error: grpc.RpcError) -> CovectorError:

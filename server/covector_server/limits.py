@@ -29,6 +29,7 @@ class Limits:
     query_bytes: int = 1 << 30
     query_vectors: int = 4_096
     hits: int = 10_000
+    result_hits: int = 1_000_000
     filter_terms: int = 1_000
     filter_depth: int = 32
     page_size: int = 1_000

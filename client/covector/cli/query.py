@@ -79,14 +79,15 @@ def _queries(given: argparse.Namespace, collection: Collection) -> Queries:
 
 
 def _stored_gradients(collection: Collection, key: str, checkpoints: list[str] | None) -> Queries:
-    found = {name: _stored_gradient(collection, key, name) for name in checkpoints or [None]}
-    return found[None] if checkpoints is None else {name: found[name] for name in checkpoints}
+    if checkpoints is None:
+        return _stored_gradient(collection, key, None)
+    return {name: _stored_gradient(collection, key, name) for name in checkpoints}
 
 
 def _stored_gradient(collection: Collection, key: str, checkpoint: str | None) -> npt.NDArray[np.float32]:
     gradient = _row(collection, key, checkpoint).gradient
     if gradient is None:
-        raise NotFound(f"row {key} has no gradient at checkpoint {checkpoint or 'of the collection'}")
+        raise NotFound(f"row {key} has no gradient {f'at {checkpoint}' if checkpoint else 'yet'}")
     return gradient
 
 

@@ -120,8 +120,8 @@ def _load_npz(path: Path) -> Source:
 
 
 def _slice(source: Source, part: slice, position: int, described: list[dict[str, Any]] | None) -> Slice:
-    positions = list(range(position, position + part.stop - part.start))
-    keys: list[Key] = positions if source.keys is None else source.keys[part].tolist()
+    positions = range(position, position + part.stop - part.start)
+    keys: list[Key] = list(positions) if source.keys is None else list(source.keys[part].tolist())
     texts = metadata = None
     if described is not None:
         keys = [row.get("key", key) for row, key in zip(described, keys, strict=True)]

@@ -45,6 +45,7 @@ def top_k(
         raise InvalidInput(f"k must be at least 1, not {k}", field="k")
     limits.check("hits", k, "too many hits are asked for")
     plan = plan_question(view, question, limits)
+    limits.check("result_hits", 2 * k * plan.result_count, "hits of all results together")
     mask, filter_stage = _filter(view, question, limits, cancelled)
     selection = Selection(plan, k, view.keys_of)
     scan_s = rescore_s = 0.0
