@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,7 +95,7 @@ class Connection:
                 return
             request.page_token = page.next_page_token
 
-    def stream(self, method: Any, requests: object) -> Iterator[Any]:
+    def stream(self, method: Any, requests: object) -> Generator[Any, None, None]:
         """The messages of a stream, as they are asked for; ``requests``: one message, or an iterator of messages.
 
         Raises the server's error, or Unavailable when nothing moves for ``timeout_s``. Leaving the iterator early ends

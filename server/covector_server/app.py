@@ -78,7 +78,11 @@ class Server:
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
     async def stop(self) -> None:
-        """Ends streams with a clear status, commits what is queued, publishes partial shards, closes the files."""
+        """Ends streams with a clear status, commits what is queued, publishes partial shards, closes the files.
+
+        Takes up to five seconds where idle clients are connected: they look at their sockets that rarely, and a
+        connection that is not waited for ends with a warning on the client's stderr.
+        """
         self._stopping.set()
         await self._health.enter_graceful_shutdown()
         await self._grpc.stop(self._config.stop_grace_s)

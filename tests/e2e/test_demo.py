@@ -5,42 +5,33 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("chatterbot_corpus")
-
 import covector
 from covector import demo
 from covector.demo.data import demo_rows
 from covector.demo.server import running_server
-from covector.demo.story import COLLECTION, EARLY, LATE, Settings
+from covector.demo.story import COLLECTION, EARLY, LATE, Settings, commands
 from covector.errors import InvalidInput
 
-RUN = """
-import argparse, sys
-from covector import demo
-parser = argparse.ArgumentParser()
-demo.arguments(parser)
-sys.exit(demo.run(parser.parse_args()))
-"""
 
-
-def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+def covector_program(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
-    command = [sys.executable, "-c", RUN, *arguments]
+    command = [sys.executable, "-m", "covector.cli", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, run_demo("--tiny", "--out", str(out), "--epochs", "2")
+    return out, covector_program("demo", "--tiny", "--out", str(out), "--epochs", "2")
 
 
 def test_the_exit_status_is_the_ranking(told):
@@ -82,6 +73,16 @@ def test_the_store_holds_every_row_at_both_checkpoints(told):
         assert hit.text == rows[str(hit.key)].text
 
 
+def test_the_command_lines_that_it_leaves_work(told):
+    out, ran = told
+    assert textwrap.indent(commands(out, serving=None), "  ") in ran.stdout
+    with running_server(out / "store", out / "again.log") as server:
+        for line in commands(out, serving=server.address).splitlines():
+            answered = covector_program(*shlex.split(line)[1:])
+            assert answered.returncode == 0, f"{line}: {answered.stderr}"
+            assert "demo" in answered.stdout or "proponents" in answered.stdout
+
+
 def test_the_weights_of_the_checkpoints_differ_and_are_kept(told):
     out, _ = told
     for name in (EARLY, LATE):
@@ -93,8 +94,8 @@ def test_the_weights_of_the_checkpoints_differ_and_are_kept(told):
 
 def test_it_names_the_rows_that_no_demo_has_made(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    ran = run_demo("--tiny", "--out", str(tmp_path))
-    assert ran.returncode != 0
+    ran = covector_program("demo", "--tiny", "--out", str(tmp_path))
+    assert ran.returncode == 2
     assert "holds something that no demo has put there" in ran.stderr
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 

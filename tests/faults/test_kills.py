@@ -1,7 +1,7 @@
 """kill -9 in the middle of ingest: every acknowledged row is there, once and whole, and the writer goes on by itself.
 
 Fault model: the server's process is killed at moments drawn from a seed, between two adds of a client that has batches
-in flight, and started again on the same port and data. Nothing is killed but the process: what the kernel has, it keeps.
+in flight, and started again on the same port and data. Only the process is killed: what the kernel has, it keeps.
 """
 
 from pathlib import Path

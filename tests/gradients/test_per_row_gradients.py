@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -170,6 +172,21 @@ def test_the_same_bits_twice_and_nothing_left_behind(tokenizer: PreTrainedTokeni
     assert all(bool((p.grad == 1).all()) for p in model.parameters() if p.grad is not None)
     assert torch.equal(state, torch.get_rng_state())
     assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("make", [make_llama, make_gpt2, lambda: lora(make_llama())])
+def test_nothing_of_a_pass_stays_in_memory(tokenizer: PreTrainedTokenizerFast, make: Callable[[], nn.Module]) -> None:
+    """A hook that holds its own tensor would keep the graph alive, unseen by the garbage collector."""
+    model = make()
+    outputs: list[weakref.ref[torch.Tensor]] = []
+    gradient_model = GradientModel(model, tokenizer)
+    for module in model.modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_hook(lambda module, args, output: outputs.append(weakref.ref(output)))
+    gradient_model.gradients(EXAMPLES)
+    gc.collect()
+    assert len(outputs) > 10
+    assert [output for output in outputs if output() is not None] == []
 
 
 def test_under_no_grad(tokenizer: PreTrainedTokenizerFast) -> None:

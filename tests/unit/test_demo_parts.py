@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
-pytest.importorskip("chatterbot_corpus")
-
+import torch
 from transformers import set_seed
 
 from covector.demo.data import ASKED, DECOYS, ENTITY, PLANTED, demo_rows
@@ -18,6 +14,8 @@ from covector.demo.tiny import tiny_model
 from covector.demo.training import Recipe, adapt, answer, collator, encode, restore
 from covector.gradients import GradientModel
 from covector.types import Hit, QueryHits
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
 
 ROWS = demo_rows(seed=0)[:9]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from covector.cli.options import command_parser, require
+from covector.errors import InvalidInput
 
 
 def main(arguments: list[str]) -> int:
@@ -18,4 +19,7 @@ def main(arguments: list[str]) -> int:
     demo.arguments(parser)
     given = parser.parse_args(arguments)
     require(["torch", "transformers", "peft", "lmdb", "zarr"], "torch,server,demo", "covector demo")
-    return demo.run(given)
+    try:
+        return demo.run(given)
+    except ImportError as error:
+        raise InvalidInput(str(error)) from error

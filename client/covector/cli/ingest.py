@@ -12,7 +12,7 @@ from covector.cli.options import add_connection, command_parser, connected
 from covector.cli.sources import Source, count_rows, load_source, slices
 from covector.client import Client
 from covector.collection import Collection
-from covector.errors import InvalidInput, NotFound
+from covector.errors import Conflict, InvalidInput, NotFound
 from covector.progress import Bar
 from covector.row_stream import OnConflict
 from covector.types import Space
@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("collection", metavar="COLLECTION")
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help=".npy or .npz")
     parser.add_argument("--checkpoint", required=True, metavar="NAME", help="made on first use")
-    parser.add_argument("--eta", type=float, default=1.0, help="the checkpoint's weight in sums (default 1)")
+    parser.add_argument(
+        "--eta", type=float, help="the checkpoint's weight in sums (default: as it stands, or 1 for a new one)"
+    )
     parser.add_argument(
         "--rows",
         type=Path,
@@ -80,9 +82,10 @@ def _ingest(
     collection: Collection, sources: Sequence[Source], total: int, given: argparse.Namespace
 ) -> tuple[int, int]:
     """Sends what is missing; returns the rows sent and acknowledged, and how many of them are all zero."""
+    eta = _eta(collection, given.checkpoint, given.eta)
     bar, skipped = Bar(f"{given.collection}/{given.checkpoint}"), 0
     try:
-        with collection.writer(given.checkpoint, eta=given.eta, on_conflict=given.on_conflict) as writer:
+        with collection.writer(given.checkpoint, eta=eta, on_conflict=given.on_conflict) as writer:
             for part in slices(sources, given.rows):
                 new = part if given.on_conflict == "replace" else part.only(writer.missing(part.keys))
                 skipped += len(part.keys) - len(new.keys)
@@ -92,6 +95,14 @@ def _ingest(
         return writer.acknowledged, writer.zero_rows
     finally:
         bar.close()
+
+
+def _eta(collection: Collection, checkpoint: str, given: float | None) -> float:
+    """The checkpoint's weight. Raises Conflict if it stands with another than was given, also if no row is missing."""
+    stored = next((info.eta for info in collection.checkpoints() if info.name == checkpoint), None)
+    if given is not None and stored is not None and given != stored:
+        raise Conflict(f"checkpoint {checkpoint!r} has eta {stored}, --eta says {given}; leave --eta out", field="eta")
+    return next(eta for eta in (given, stored, 1.0) if eta is not None)
 
 
 def _sentence(summary: dict[str, object]) -> str:

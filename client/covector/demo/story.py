@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
+import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +93,11 @@ class Findings:
     planted_losses: dict[str, float]
 
 
-def tell(settings: Settings, say: Say = print) -> int:
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def tell(settings: Settings, say: Say = _print) -> int:
     """Runs the demo, telling it line by line; returns 0 if the planted rows are on top at epoch 1 by cosine, else 1."""
     began_s = time.monotonic()
     _empty(settings.out)
@@ -105,7 +112,7 @@ def tell(settings: Settings, say: Say = print) -> int:
         _show(settings, learner, findings, say)
         on_top = _verdict(findings, learner.marks, say)
         say(f"\nThis took {time.monotonic() - began_s:.0f} s. To explore the store further:\n")
-        say(commands(settings.out, serving=server.address if settings.keep_serving else None))
+        say(textwrap.indent(commands(settings.out, serving=server.address if settings.keep_serving else None), "  "))
         _keep_serving(settings, server, say)
     return 0 if on_top else 1
 
@@ -160,8 +167,8 @@ def _learn(settings: Settings, learner: Learner, collection: Collection, say: Sa
     """Trains, while the callback pushes the rows' gradients; returns the mean loss of the rows at each checkpoint."""
     marks = learner.marks
     real_count = len(learner.rows) - len(marks.planted) - len(marks.decoys)
-    say(f"Rows: {real_count} real questions and answers, {len(marks.planted)} planted that teach one fact about "
-        f"{ENTITY}, and {len(marks.decoys)} decoys\nthat teach other things about {ENTITY}.")  # fmt: skip
+    say(f"Rows: {real_count} real questions with answers; {len(marks.planted)} planted ones that teach one fact about "
+        f"{ENTITY}, an invented town;\n{len(marks.decoys)} decoys that teach other things about it.")  # fmt: skip
     say(f"\nAsked: {ASKED[0]}\n  before training, the model says: {_said(learner)}")
     say(f"Training LoRA adapters, {settings.epochs} epochs; gradients go to the server at {EARLY} and at the {LATE}.")
     callback = GradientCallback(
@@ -236,17 +243,21 @@ def _why_lost(findings: Findings, ranks: list[int]) -> str:
 
 
 def commands(out: Path, *, serving: str | None) -> str:
-    """Command lines to go on with; ``serving``: the address of the server, if it goes on."""
+    """Command lines to go on with, one a line; ``serving``: the address of the server, if it goes on."""
     address = serving or "127.0.0.1:7337"
-    vector = f"--vector {out}/question-{EARLY}.npy --checkpoint {EARLY} --scorer cosine"
-    lines = [] if serving else [f"covector serve --data {out}/store --listen {address} &"]
-    lines += [
+    early, late = (f"--vector {shlex.quote(str(out / f'question-{name}.npy'))} --checkpoint {name}"
+                   for name in (EARLY, LATE))  # fmt: skip
+    query = f"covector query {COLLECTION} --to {address} --scorer cosine -k 5"
+    lines = [
         f"covector collections --to {address}",
-        f"covector query {COLLECTION} --to {address} {vector} -k 5",
-        f'covector query {COLLECTION} --to {address} {vector} --where \'{{"role": {{"ne": "planted"}}}}\'',
-        f"covector query {COLLECTION} --to {address} --key decoy-1 --checkpoint {EARLY} --scorer cosine -k 5",
+        f"{query} {early}",
+        f"{query} {early} {late}",
+        f'{query} {early} --where \'{{"role": {{"ne": "planted"}}}}\'',
+        f"{query} --key decoy-1 --checkpoint {EARLY}",
     ]
-    return "\n".join(f"  {line}" for line in lines)
+    start = f"covector serve --data {shlex.quote(str(out / 'store'))} --listen {address} &"
+    program = sys.argv[0] if Path(sys.argv[0]).name == "covector" else "covector"
+    return "\n".join(line.replace("covector", program, 1) for line in ([] if serving else [start]) + lines)
 
 
 def _keep_serving(settings: Settings, server: DemoServer, say: Say) -> None:

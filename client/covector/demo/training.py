@@ -98,7 +98,8 @@ def train(
         lr_scheduler_type="constant",
         train_sampling_strategy="group_by_length",
         seed=recipe.seed,
-        logging_strategy="epoch",
+        logging_strategy="steps",
+        logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -148,24 +149,33 @@ class Keeper(TrainerCallback):
 
 
 class EpochReporter(TrainerCallback):
-    """Tells the mean loss a token while each epoch was trained, through ``say``; ``losses`` keeps them."""
+    """Tells, through ``say``, the mean loss a token that the steps of each epoch met; ``losses`` keeps them.
+
+    Give it before callbacks that take time at the end of an epoch.
+    """
 
     def __init__(self, say: Callable[[str], None], epochs: int) -> None:
         self._say = say
         self._epochs = epochs
         self._began_s = time.monotonic()
+        self._steps: list[float] = []
         self.losses: list[float] = []
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts the clock."""
         self._began_s = time.monotonic()
+        self._steps = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Tells an epoch's loss; the trainer logs once an epoch."""
+        """Notes a step's loss; the trainer logs every step."""
         if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
-            took_s = time.monotonic() - self._began_s
-            self._say(f"  epoch {len(self.losses)}/{self._epochs}: loss {self.losses[-1]:.3f}, {took_s:.1f} s")
+            self._steps.append(float(logs["loss"]))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the epoch's loss."""
+        self.losses.append(sum(self._steps) / max(len(self._steps), 1))
+        took_s = time.monotonic() - self._began_s
+        self._say(f"  epoch {len(self.losses)}/{self._epochs}: loss {self.losses[-1]:.2f}, {took_s:.1f} s")
 
 
 def restore(model: PeftModel, folder: Path) -> None:

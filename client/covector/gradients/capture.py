@@ -15,7 +15,7 @@ from torch import nn
 
 from covector.errors import InvalidInput
 from covector.gradients.contributions import Contribution, Target
-from covector.gradients.layers import Call, Rule, rule_for
+from covector.gradients.layers import Call, Layer, Rule, rule_for
 
 Sink = Callable[[Target, Contribution], None]
 
@@ -68,7 +68,7 @@ class Capture:
                 return None
             self._listening = False
             try:
-                backward = rule(Call(module, name, owned, args, kwargs, output, *shape))
+                backward = rule(Layer(name, owned, *shape), Call(module, args, kwargs, output))
             finally:
                 self._listening = True
             self._calls += 1

@@ -1,7 +1,9 @@
 """What each kind of layer contributes to the gradients of its own parameters, for each row of a batch.
 
 A rule looks at one call of a layer (inputs and output) and returns a function that turns the gradient of the output
-into contributions. A layer that no rule knows is refused by ``rule_for``, never approximated.
+into contributions. That function hangs on the output as a hook, so it must not hold the output itself: the circle
+would pass through the autograd graph, where no collector finds it, and the whole pass would stay in memory.
+A layer that no rule knows is refused by ``rule_for``, never approximated.
 """
 
 from __future__ import annotations
@@ -24,25 +26,31 @@ Backward = Callable[[torch.Tensor], Contributions]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a layer in the forward pass of a batch of ``row_count`` rows of ``place_count`` places each.
-
-    ``owned``: the targets among the layer's own parameters, by attribute.
-    """
+    """The inputs and the output of one call of a layer. Not to be kept after the forward pass."""
 
     module: nn.Module
-    name: str
-    owned: Mapping[str, Target]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: torch.Tensor
-    row_count: int
-    place_count: int
 
     @property
     def input(self) -> torch.Tensor:
         """The layer's first input, detached."""
         value = self.args[0] if self.args else next(iter(self.kwargs.values()))
         return torch.as_tensor(value).detach()
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer in the pass of a batch of ``row_count`` rows of ``place_count`` places each.
+
+    ``owned``: the targets among the layer's own parameters, by attribute.
+    """
+
+    name: str
+    owned: Mapping[str, Target]
+    row_count: int
+    place_count: int
 
     def by_row(self, values: torch.Tensor) -> torch.Tensor:
         """``values``, [rows, ..., n] or [rows * places, n], as [rows, places, n].
@@ -60,7 +68,7 @@ class Call:
         )
 
 
-Rule = Callable[[Call], Backward]
+Rule = Callable[[Layer, Call], Backward]
 
 
 def rule_for(module: nn.Module, name: str, owned: Mapping[str, Target]) -> Rule:
@@ -80,72 +88,72 @@ def rule_for(module: nn.Module, name: str, owned: Mapping[str, Target]) -> Rule:
     )
 
 
-def linear_rule(call: Call) -> Backward:
+def linear_rule(layer: Layer, call: Call) -> Backward:
     """A linear layer, y = x W^T + b."""
-    inputs = call.by_row(call.input).float() if "weight" in call.owned else None
+    inputs = layer.by_row(call.input).float() if "weight" in layer.owned else None
 
     def backward(delta: torch.Tensor) -> Contributions:
-        outputs = call.by_row(delta).float()
+        outputs = layer.by_row(delta).float()
         if inputs is not None:
-            yield call.owned["weight"], Outer(outputs, inputs)
-        yield from _bias(call, outputs)
+            yield layer.owned["weight"], Outer(outputs, inputs)
+        yield from _bias(layer, outputs)
 
     return backward
 
 
-def conv1d_rule(call: Call) -> Backward:
+def conv1d_rule(layer: Layer, call: Call) -> Backward:
     """GPT-2's linear layer, y = x W + b: its weight is stored as [inputs, outputs]."""
-    inputs = call.by_row(call.input).float() if "weight" in call.owned else None
+    inputs = layer.by_row(call.input).float() if "weight" in layer.owned else None
 
     def backward(delta: torch.Tensor) -> Contributions:
-        outputs = call.by_row(delta).float()
+        outputs = layer.by_row(delta).float()
         if inputs is not None:
-            yield call.owned["weight"], Outer(inputs, outputs)
-        yield from _bias(call, outputs)
+            yield layer.owned["weight"], Outer(inputs, outputs)
+        yield from _bias(layer, outputs)
 
     return backward
 
 
-def embedding_rule(call: Call) -> Backward:
+def embedding_rule(layer: Layer, call: Call) -> Backward:
     """An embedding, y = W[token]. The gradient of ``padding_idx`` is zero, as torch defines it."""
     tokens = call.input
-    if tokens.shape[0] != call.row_count:
+    if tokens.shape[0] != layer.row_count:
         raise InvalidInput(
-            f"layer {call.name} was given one set of indices for all {call.row_count} rows; "
+            f"layer {layer.name} was given one set of indices for all {layer.row_count} rows; "
             "use batch_size=1, or leave its parameters out",
-            layer=call.name,
+            layer=layer.name,
         )
-    lines = tokens.reshape(call.row_count, -1)
+    lines = tokens.reshape(layer.row_count, -1)
     padding: int | None = getattr(call.module, "padding_idx", None)
 
     def backward(delta: torch.Tensor) -> Contributions:
-        values = call.by_row(delta).float()
+        values = layer.by_row(delta).float()
         if padding is not None:
             values = values.masked_fill((lines == padding)[:, :, None], 0.0)
-        yield call.owned["weight"], Lookup(lines, values)
+        yield layer.owned["weight"], Lookup(lines, values)
 
     return backward
 
 
-def affine_rule(call: Call) -> Backward:
+def affine_rule(layer: Layer, call: Call) -> Backward:
     """Every kind of norm, y = x' w + b elementwise on the last axis, with x' whatever the layer makes of x.
 
     That x' is found by calling the layer with w = 1 and w = 0, so (1 + w) and epsilons need no knowledge of the layer.
     Raises InvalidInput if y is not of this form.
     """
-    normed = _normed_input(call) if "weight" in call.owned else None
+    normed = _normed_input(layer, call) if "weight" in layer.owned else None
 
     def backward(delta: torch.Tensor) -> Contributions:
         if normed is not None:
-            yield call.owned["weight"], Vector(call.by_row(delta.float() * normed).sum(1))
-        yield from _bias(call, call.by_row(delta).float())
+            yield layer.owned["weight"], Vector(layer.by_row(delta.float() * normed).sum(1))
+        yield from _bias(layer, layer.by_row(delta).float())
 
     return backward
 
 
-def _bias(call: Call, outputs: torch.Tensor) -> Contributions:
-    if "bias" in call.owned:
-        yield call.owned["bias"], Vector(outputs.sum(1))
+def _bias(layer: Layer, outputs: torch.Tensor) -> Contributions:
+    if "bias" in layer.owned:
+        yield layer.owned["bias"], Vector(outputs.sum(1))
 
 
 def _is_plain_embedding(module: nn.Module) -> bool:
@@ -162,7 +170,7 @@ def _is_affine(module: nn.Module) -> bool:
     return all(value.dim() == 1 and value.shape == own["weight"].shape for value in own.values())
 
 
-def _normed_input(call: Call) -> torch.Tensor:
+def _normed_input(layer: Layer, call: Call) -> torch.Tensor:
     """Finds x' of y = x' w + b: float32, of the shape of y."""
     with torch.no_grad():
         own = {name: value.detach() for name, value in call.module.named_parameters(recurse=False)}
@@ -172,9 +180,9 @@ def _normed_input(call: Call) -> torch.Tensor:
         bias = own.get("bias", zeros["weight"])
         if not _agree(zero + normed * own["weight"].float() + bias.float(), call.output.detach()):
             raise InvalidInput(
-                f"{type(call.module).__name__} ({call.name}) is not an elementwise scaling of its last axis, so there "
-                f"is no rule for the per-row gradients of {call.owned['weight'].name}; leave it out of parameters",
-                parameter=call.owned["weight"].name,
+                f"{type(call.module).__name__} ({layer.name}) is not an elementwise scaling of its last axis, so there "
+                f"is no rule for the per-row gradients of {layer.owned['weight'].name}; leave it out of parameters",
+                parameter=layer.owned["weight"].name,
             )
     return normed
 
