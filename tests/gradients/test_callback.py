@@ -49,7 +49,7 @@ def train(
         {"input_ids": (ids := tokenizer(example["text"].ljust(8))["input_ids"]), "labels": ids} for example in EXAMPLES
     ]
     arguments = TrainingArguments(output_dir=str(directory), **settings)
-    Trainer(model=model, args=arguments, train_dataset=rows, callbacks=callbacks).train()  # type: ignore[arg-type]
+    Trainer(model=model, args=arguments, train_dataset=rows, callbacks=callbacks).train()
 
 
 def test_every_epoch_becomes_a_checkpoint(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

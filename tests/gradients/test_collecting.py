@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from covector.errors import InvalidInput, LimitExceeded
 from covector.gradients import CountSketch, GradientModel
 from covector.gradients.digest import WeightsDigest
-from covector.gradients.progress import Progress
 from covector.gradients.selection import named_parameters
-from covector.types import Gradients, Key
+from covector.types import Gradients, Key, Metadata
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -28,8 +29,8 @@ class ListWriter:
 
     def __init__(self) -> None:
         self.rows: dict[Key, npt.NDArray[np.float32]] = {}
-        self.texts: dict[Key, str] = {}
-        self.metadata: dict[Key, Mapping[str, Any]] = {}
+        self.texts: dict[Key, str | None] = {}
+        self.metadata: dict[Key, Metadata | None] = {}
         self.trak_q: dict[Key, float] = {}
         self.added: list[Gradients] = []
 
@@ -37,14 +38,14 @@ class ListWriter:
         self,
         keys: Sequence[Key],
         gradients: Gradients,
-        texts: Sequence[str] | None = None,
-        metadata: Sequence[Mapping[str, Any]] | None = None,
+        texts: Sequence[str | None] | None = None,
+        metadata: Sequence[Metadata | None] | None = None,
         trak_q: npt.NDArray[np.float32] | None = None,
     ) -> None:
         self.added.append(gradients)
         self.rows.update(zip(keys, gradients.values, strict=True))
         self.texts.update(zip(keys, texts or [], strict=True))
-        self.metadata.update(zip(keys, metadata or [{}] * len(keys), strict=True))
+        self.metadata.update(zip(keys, metadata or [None] * len(keys), strict=True))
         self.trak_q.update(zip(keys, [] if trak_q is None else trak_q.tolist(), strict=False))
 
     def missing(self, keys: Sequence[Key]) -> list[Key]:
@@ -69,7 +70,7 @@ def test_collects_every_row_with_its_text(tokenizer: PreTrainedTokenizerFast) ->
     assert writer.texts[1] == "Who are you? A row of letters, no more."
     assert writer.texts[2] == "Add\n1 and 2\n3"
     assert writer.metadata[3] == {"place": 3}
-    assert writer.metadata[2] == {}
+    assert writer.metadata[2] is None
     assert {(g.space, g.kind, g.checkpoint) for g in writer.added} == {(model.space, model.kind, expected.checkpoint)}
 
 
@@ -194,12 +195,18 @@ def test_wrong_space_is_told_apart(tokenizer: PreTrainedTokenizerFast) -> None:
     assert "parameters" in (one.difference(two) or "")
 
 
-def test_progress_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("gradients", 10, "rows", shown=True) as bar:
-        bar.skip(4)
-        bar.advance(3)
-        assert bar.line().startswith("gradients: 7/10 rows (4 there already), ")
-    assert "gradients: 7/10 rows" in capsys.readouterr().err
-    with Progress("gradients", None, "rows", shown=False) as bar:
-        bar.advance(3)
+def test_progress_says_where_it_is(tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]) -> None:
+    model, writer = GradientModel(make_llama(), tokenizer), ListWriter()
+    model.collect(EXAMPLES[:3], writer, progress=False)
     assert capsys.readouterr().err == ""
+    model.collect(EXAMPLES, writer, progress=True)
+    said = capsys.readouterr().err
+    assert "8/8" in said
+    assert "0 s left, 3 there already" in said
+
+
+def test_a_missing_extra_names_its_install_line() -> None:
+    code = "import sys; sys.modules['torch'] = None; import covector.gradients"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'pip install "covector[torch]"' in done.stderr

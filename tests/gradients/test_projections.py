@@ -28,7 +28,8 @@ def numpy_draws(seed: int, label: str, elements: npt.NDArray[np.uint64]) -> npt.
         z = key + (elements + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))) >> np.uint64(1)
+    found: npt.NDArray[np.uint64] = (z ^ (z >> np.uint64(31))) >> np.uint64(1)
+    return found
 
 
 def numpy_sketch(seed: int, name: str, gradients: npt.NDArray[Any], dim: int) -> npt.NDArray[np.float64]:
@@ -143,7 +144,7 @@ def test_cosines_survive_within_one_over_root_dim(tokenizer: PreTrainedTokenizer
 
     def cosines(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        return unit @ unit.T
+        return np.asarray(unit @ unit.T)
 
     error = (cosines(whole) - cosines(sketched))[np.triu_indices(len(EXAMPLES), 1)]
     assert np.sqrt((error**2).mean()) < 2 / 2048**0.5
@@ -159,12 +160,12 @@ def dense_kronecker(name: str, part: npt.NDArray[Any], projection: Kronecker, *,
     def side(label: str, size: int, k: int) -> npt.NDArray[Any]:
         if size <= k:
             return np.eye(size)
-        return numpy_signs(projection.seed, f"{name}/{label}", size * k).reshape(size, k).T / k**0.5
+        return np.asarray(numpy_signs(projection.seed, f"{name}/{label}", size * k).reshape(size, k).T / k**0.5)
 
     left = side("out", part.shape[1], projection.dim_out)
     right = side("in", part.shape[2], projection.dim_in)
     found = left @ part.astype(np.float64) @ right.T
-    return (found.transpose(0, 2, 1) if transposed else found).reshape(len(part), -1)
+    return np.asarray((found.transpose(0, 2, 1) if transposed else found).reshape(len(part), -1))
 
 
 @pytest.mark.parametrize("make", [make_llama, make_gpt2])
@@ -200,18 +201,18 @@ def test_spaces_tell_projections_apart(tokenizer: PreTrainedTokenizerFast) -> No
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("projection", "options", "message"),
     [
-        (lambda: CountSketch(dim=0), "dim must be an integer from 1"),
-        (lambda: CountSketch(dim=4096.0), "dim must be an integer from 1"),
-        (lambda: CountSketch(seed="a"), "seed must be an integer"),
-        (lambda: CountSketch(blocks="both"), "blocks must be 'single' or 'layer'"),
-        (lambda: Kronecker(dim_in=0, dim_out=4), "dim_in must be an integer of at least 1"),
+        (CountSketch, {"dim": 0}, "dim must be an integer from 1"),
+        (CountSketch, {"dim": 4096.0}, "dim must be an integer from 1"),
+        (CountSketch, {"seed": "a"}, "seed must be an integer"),
+        (CountSketch, {"blocks": "both"}, "blocks must be 'single' or 'layer'"),
+        (Kronecker, {"dim_in": 0, "dim_out": 4}, "dim_in must be an integer of at least 1"),
     ],
 )
-def test_wrong_projections(make: Any, message: str) -> None:
+def test_wrong_projections(projection: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        make()
+        projection(**options)
 
 
 def test_fewer_coordinates_than_layers(tokenizer: PreTrainedTokenizerFast) -> None:

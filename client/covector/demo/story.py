@@ -231,14 +231,14 @@ def _verdict(findings: Findings, marks: Marks, say: Say) -> bool:
 
 
 def _why_lost(findings: Findings, ranks: list[int]) -> str:
-    loss, planted_loss = findings.losses[LATE], findings.planted_losses[LATE]
-    found = f"At the {LATE} they are not on top: they rank {', '.join(map(str, ranks))}."
-    measured = f"loss {planted_loss:.2f} on the planted rows, {loss:.2f} on all"
-    if min(loss, planted_loss) >= MEMORISED_LOSS:
-        return f"{found} The rows are not memorised there ({measured})."
+    early, late, _ = findings.by_cosine
+    loss, planted, before = findings.losses[LATE], findings.planted_losses[LATE], findings.planted_losses[EARLY]
+    state = "has memorised them" if min(loss, planted) < MEMORISED_LOSS else "knows them well by then"
     return (
-        f"{found} The model has memorised them ({measured}): what is memorised\nleaves hardly a gradient, and its "
-        "direction says little. Collect early in training, and at several checkpoints."
+        f"At the {LATE} they are not: they rank {', '.join(map(str, ranks))}. The model {state}: the loss of the planted "
+        f"rows fell from {before:.2f} to {planted:.2f}\n(that of all rows is {loss:.2f}), and the largest cosine from "
+        f"{max(early.scores.values()):.2f} to {max(late.scores.values()):.2f}. What a model knows leaves hardly a gradient, "
+        "whose direction says little:\ncollect early in training, and at more than one checkpoint."
     )
 
 

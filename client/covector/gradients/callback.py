@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -23,6 +23,7 @@ MEMORISED_LOSS = 0.2
 _log = logging.getLogger("covector.gradients")
 _MOMENT = re.compile(r"end|(epoch|step)-[1-9][0-9]*")
 
+OnConflict = Literal["error", "ignore", "replace"]
 Moments = str | Iterable[int | str] | Callable[[TrainerState], bool]
 
 
@@ -30,7 +31,7 @@ class WritableCollection(Protocol):
     """What the callback needs of a collection."""
 
     def writer(
-        self, checkpoint: str, *, eta: float = 1.0, on_conflict: str = "error", progress: bool = False
+        self, checkpoint: str, *, eta: float = 1.0, on_conflict: OnConflict = "error", progress: bool = False
     ) -> AbstractContextManager[GradientWriter]:
         """Opens a writer of one checkpoint."""
 

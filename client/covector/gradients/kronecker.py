@@ -17,6 +17,7 @@ from covector.errors import InvalidInput
 from covector.gradients.contributions import Contribution, Lookup, Outer, Plan, Target, Vector
 from covector.gradients.hashing import GENERATOR_VERSION, key_of, signs
 from covector.gradients.sketch import SlotTables, fold
+from covector.gradients.whole import add_at
 from covector.types import Block, Projection
 
 
@@ -114,7 +115,9 @@ class KroneckerPlan:
         if k == target.size:
             return values
         slots = self._slots.of_range(target.name, 0, target.size, values.device)
-        return fold(torch.zeros(len(values), 2 * k, device=values.device).index_add_(1, slots, values))
+        total = torch.zeros(len(values), 2 * k, device=values.device)
+        add_at(total, slots.expand_as(values), values)
+        return fold(total)
 
 
 def _outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
