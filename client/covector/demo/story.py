@@ -233,12 +233,13 @@ def _verdict(findings: Findings, marks: Marks, say: Say) -> bool:
 def _why_lost(findings: Findings, ranks: list[int]) -> str:
     early, late, _ = findings.by_cosine
     loss, planted, before = findings.losses[LATE], findings.planted_losses[LATE], findings.planted_losses[EARLY]
-    state = "has memorised them" if min(loss, planted) < MEMORISED_LOSS else "knows them well by then"
+    largest = [max(ranking.scores.values()) for ranking in (early, late)]
+    state = "memorised them" if min(loss, planted) < MEMORISED_LOSS else "come to know them well"
     return (
-        f"At the {LATE} they are not: they rank {', '.join(map(str, ranks))}. The model {state}: the loss of the planted "
-        f"rows fell from {before:.2f} to {planted:.2f}\n(that of all rows is {loss:.2f}), and the largest cosine from "
-        f"{max(early.scores.values()):.2f} to {max(late.scores.values()):.2f}. What a model knows leaves hardly a gradient, "
-        "whose direction says little:\ncollect early in training, and at more than one checkpoint."
+        f"At the {LATE} they are not: they rank {', '.join(map(str, ranks))}. The model has {state}: the loss of the\n"
+        f"planted rows fell from {before:.2f} to {planted:.2f} (that of all rows is {loss:.2f}), the largest cosine from "
+        f"{largest[0]:.2f} to {largest[1]:.2f}.\nWhat a model knows leaves hardly a gradient, and its direction says "
+        "little: collect early in training,\nand at more than one checkpoint."
     )
 
 
