@@ -15,7 +15,7 @@ SHELL := /bin/bash
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip -q -q --disable-pip-version-check install --constraint constraints.txt
-SOURCES := client server scripts tests
+SOURCES := client server scripts tests benchmarks examples
 
 .PHONY: help demo test format lint types imports proto unit image-check stubs clean
 

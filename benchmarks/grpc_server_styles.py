@@ -39,12 +39,12 @@ class Handler(grpc.GenericRpcHandler):
         return self._handler
 
 
-def acknowledge(requests: Iterator[bytes], context: object) -> Iterator[bytes]:
+def acknowledge(requests: Iterator[bytes], _context: object) -> Iterator[bytes]:
     for _ in requests:
         yield b"."
 
 
-async def acknowledge_async(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[bytes]:
+async def acknowledge_async(requests: AsyncIterator[bytes], _context: object) -> AsyncIterator[bytes]:
     async for _ in requests:
         yield b"."
 

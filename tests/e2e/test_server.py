@@ -168,7 +168,7 @@ def test_duplicates_are_told_from_conflicts(collection: covector.Collection) -> 
     with collection.writer("epoch-1", eta=0.1, on_conflict="replace") as writer:
         writer.add(["c"], rows[:1])
     assert collection.get(["c"], gradients=True)[0].gradient[2] == 0  # type: ignore[index]
-    with pytest.raises(covector.Conflict, match="eta 0.1"):  # noqa: SIM117
+    with pytest.raises(covector.Conflict, match=r"has eta 0\.1"):  # noqa: SIM117
         with collection.writer("epoch-1", eta=0.2) as writer:
             writer.add(["d"], rows[:1])
 

@@ -108,11 +108,11 @@ def test_what_was_acknowledged_before_a_lie_stays(calls: Calls) -> None:
 
 def test_garbage_is_refused(calls: Calls) -> None:
     rng = np.random.default_rng(0)
-    raw = calls.channel.stream_stream("/covector.v1.IngestService/Ingest")
+    raw: Any = calls.channel.stream_stream("/covector.v1.IngestService/Ingest")
     for _ in range(20):
         with pytest.raises(grpc.RpcError):
             list(raw(iter([rng.bytes(int(rng.integers(1, 2000)))]), timeout=10))
-    unary = calls.channel.unary_unary("/covector.v1.CollectionsService/CreateCollection")
+    unary: Any = calls.channel.unary_unary("/covector.v1.CollectionsService/CreateCollection")
     for _ in range(20):
         with pytest.raises(grpc.RpcError):
             unary(rng.bytes(int(rng.integers(1, 2000))), timeout=10)
@@ -149,7 +149,7 @@ def test_two_hundred_idle_writers_delay_nobody(calls: Calls, server: ServerProce
     for stream in streams:
         assert next(stream).opened.dim == DIM
     calls.send(OPEN, in_batch(batch()))
-    health = health_pb2_grpc.HealthStub(calls.channel)
+    health: Any = health_pb2_grpc.HealthStub(calls.channel)
     for _ in range(20):
         assert health.Check(health_pb2.HealthCheckRequest(), timeout=5).status == 1
         spec = query_pb2.TopKSpec(k=1, query=query_pb2.QuerySpec(collection="c", query_count=1))
@@ -190,11 +190,11 @@ def row_count_at(address: str) -> int:
 def test_reflection_and_health_are_on(calls: Calls) -> None:
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-    stub = reflection_pb2_grpc.ServerReflectionStub(calls.channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(calls.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     answer = next(iter(stub.ServerReflectionInfo(iter([request]))))
     names = {service.name for service in answer.list_services_response.service}
     assert {"covector.v1.IngestService", "covector.v1.QueryService", "grpc.health.v1.Health"} <= names
-    health = health_pb2_grpc.HealthStub(calls.channel)
+    health: Any = health_pb2_grpc.HealthStub(calls.channel)
     for name in ("", "covector.v1.IngestService"):
         assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == 1

@@ -237,8 +237,8 @@ def _why_lost(findings: Findings, ranks: list[int]) -> str:
     state = "memorised them" if min(loss, planted) < MEMORISED_LOSS else "come to know them well"
     return (
         f"At the {LATE} they are not: they rank {', '.join(map(str, ranks))}. The model has {state}: the loss of the\n"
-        f"planted rows fell from {before:.2f} to {planted:.2f} (that of all rows is {loss:.2f}), the largest cosine from "
-        f"{largest[0]:.2f} to {largest[1]:.2f}.\nWhat a model knows leaves hardly a gradient, and its direction says "
+        f"planted rows fell from {before:.2f} to {planted:.2f} (that of all rows is {loss:.2f}), the largest cosine "
+        f"from {largest[0]:.2f} to {largest[1]:.2f}.\nWhat a model knows leaves hardly a gradient, and its direction says "
         "little: collect early in training,\nand at more than one checkpoint."
     )
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from covector.errors import Unavailable
 
@@ -59,7 +60,7 @@ class ServerProcess:
         """SIGTERM; returns the exit status."""
         return self._end(signal.SIGTERM)
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
