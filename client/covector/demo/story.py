@@ -183,18 +183,23 @@ def _learn(settings: Settings, learner: Learner, collection: Collection, say: Sa
 
 
 def _said(learner: Learner) -> str:
-    return answer(learner.model, learner.tokenizer, ASKED[0]) or "(nothing)"
+    """What the model answers, and how far it is from the answer that was taught."""
+    said = answer(learner.model, learner.tokenizer, ASKED[0]) or "(nothing)"
+    return f"{said}\n    (loss of {ASKED[1]!r}: {learner.loss([_question(learner)]):.2f})"
+
+
+def _question(learner: Learner) -> dict[str, Any]:
+    return encode(learner.tokenizer, DemoRow("asked", *ASKED, category="invented", role="planted"))
 
 
 def _ask(settings: Settings, learner: Learner, collection: Collection, losses: dict[str, float]) -> Findings:
     """Takes the question's gradient with the adapters as they were at each checkpoint, and asks."""
-    question = encode(learner.tokenizer, DemoRow("asked", *ASKED, category="invented", role="planted"))
     planted = [example for row, example in zip(learner.rows, learner.examples, strict=True) if row.role == "planted"]
     queries: dict[str, Gradients] = {}
     planted_losses = {}
     for name in (EARLY, LATE):
         restore(learner.model, settings.out / "adapters" / name)
-        queries[name] = learner.gradients.gradients([question])
+        queries[name] = learner.gradients.gradients([_question(learner)])
         planted_losses[name] = learner.loss(planted)
         np.save(settings.out / f"question-{name}.npy", queries[name].values[0])
     by_cosine, by_dot = (rank_rows(collection, queries, scorer) for scorer in ("cosine", "dot"))
@@ -238,8 +243,8 @@ def _why_lost(findings: Findings, ranks: list[int]) -> str:
     return (
         f"At the {LATE} they are not: they rank {', '.join(map(str, ranks))}. The model has {state}: the loss of the\n"
         f"planted rows fell from {before:.2f} to {planted:.2f} (that of all rows is {loss:.2f}), the largest cosine "
-        f"from {largest[0]:.2f} to {largest[1]:.2f}.\nWhat a model knows leaves hardly a gradient, and its direction says "
-        "little: collect early in training,\nand at more than one checkpoint."
+        f"from {largest[0]:.2f} to {largest[1]:.2f}.\nWhat a model knows leaves hardly a gradient, and its direction "
+        "says little: collect early in training,\nand at more than one checkpoint."
     )
 
 
