@@ -212,7 +212,8 @@ def _show(settings: Settings, learner: Learner, findings: Findings, say: Say) ->
     titled = []
     for cosine, dot in zip(findings.by_cosine, findings.by_dot, strict=True):
         title = _title(cosine.label, findings.losses)
-        say("\n" + "\n".join([title, *table(cosine, dot, marks)]))
+        note = "" if cosine.label in findings.losses else " (the mean, weighted by the checkpoints' learning rates)"
+        say("\n" + "\n".join([title + note, *table(cosine, dot, marks)]))
         titled.append(replace(cosine, label=title))
     picture = settings.out / "influence.png"
     draw(picture, titled, question=ASKED[0], planted=marks.planted, decoys=marks.decoys)
@@ -243,8 +244,8 @@ def _why_lost(findings: Findings, ranks: list[int]) -> str:
     return (
         f"At the {LATE} they are not: they rank {', '.join(map(str, ranks))}. The model has {state}: the loss of the\n"
         f"planted rows fell from {before:.2f} to {planted:.2f} (that of all rows is {loss:.2f}), the largest cosine "
-        f"from {largest[0]:.2f} to {largest[1]:.2f}.\nWhat a model knows leaves hardly a gradient, and its direction "
-        "says little: collect early in training,\nand at more than one checkpoint."
+        f"from {largest[0]:.2f} to {largest[1]:.2f}.\nWhat a model knows leaves hardly a gradient, whose "
+        "direction says little: collect early in training, and\nat more than one checkpoint."
     )
 
 

@@ -31,7 +31,7 @@ class Recipe:
 
     epochs: int = 5
     batch_rows: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     rank: int = 8
     top_layers: int = 8
     seed: int = 0
