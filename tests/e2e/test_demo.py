@@ -17,9 +17,9 @@ import pytest
 import covector
 from covector import demo
 from covector.demo.data import demo_rows
-from covector.demo.server import running_server
 from covector.demo.story import COLLECTION, EARLY, LATE, Settings, commands
 from covector.errors import InvalidInput
+from covector.testing import ServerProcess
 
 
 def covector_program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +63,7 @@ def test_the_picture_is_a_png(told):
 def test_the_store_holds_every_row_at_both_checkpoints(told):
     out, _ = told
     rows = {row.key: row for row in demo_rows(seed=0)}
-    with running_server(out / "store", out / "again.log") as server, covector.connect(server.address) as client:
+    with ServerProcess(out / "store", log=out / "again.log") as server, covector.connect(server.address) as client:
         collection = client.collection(COLLECTION)
         assert [(info.name, info.row_count) for info in collection.checkpoints()] == [(EARLY, 140), (LATE, 140)]
         assert collection.count() == 140
@@ -76,7 +76,7 @@ def test_the_store_holds_every_row_at_both_checkpoints(told):
 def test_the_command_lines_that_it_leaves_work(told):
     out, ran = told
     assert textwrap.indent(commands(out, serving=None), "  ") in ran.stdout
-    with running_server(out / "store", out / "again.log") as server:
+    with ServerProcess(out / "store", log=out / "again.log") as server:
         for line in commands(out, serving=server.address).splitlines():
             answered = covector_program(*shlex.split(line)[1:])
             assert answered.returncode == 0, f"{line}: {answered.stderr}"

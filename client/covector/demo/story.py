@@ -28,12 +28,12 @@ from covector.demo.model import load_model
 from covector.demo.picture import draw
 from covector.demo.ranking import Ranking
 from covector.demo.report import Marks, table
-from covector.demo.server import DemoServer, running_server
 from covector.demo.tiny import tiny_model
 from covector.demo.training import EpochReporter, Keeper, Recipe, adapt, answer, encode, restore, train
 from covector.errors import InvalidInput
 from covector.gradients import GradientCallback, GradientModel
 from covector.gradients.callback import MEMORISED_LOSS
+from covector.testing import ServerProcess
 from covector.types import Gradients
 
 EARLY, LATE = "epoch-1", "end"
@@ -102,7 +102,7 @@ def tell(settings: Settings, say: Say = _print) -> int:
     began_s = time.monotonic()
     _empty(settings.out)
     store = settings.out / "store"
-    with _quiet_libraries(), running_server(store, settings.out / "server.log") as server:
+    with _quiet_libraries(), ServerProcess(store, log=settings.out / "server.log") as server:
         say(f"Serving {store} on {server.address}.")
         with covector.connect(server.address) as client:
             learner = _learner(settings, say)
@@ -267,7 +267,7 @@ def commands(out: Path, *, serving: str | None) -> str:
     return "\n".join(line.replace("covector", program, 1) for line in ([] if serving else [start]) + lines)
 
 
-def _keep_serving(settings: Settings, server: DemoServer, say: Say) -> None:
+def _keep_serving(settings: Settings, server: ServerProcess, say: Say) -> None:
     if settings.keep_serving:
         say(f"\nStill serving on {server.address}; Ctrl-C ends it.")
         with suppress(KeyboardInterrupt):
