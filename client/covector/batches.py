@@ -22,7 +22,6 @@ from covector.v1 import ingest_pb2, types_pb2
 BATCH_BYTES = 1 << 20
 MESSAGE_BYTES = 2 << 20
 _ROW_OVERHEAD_BYTES = 24  # scale, trak_q and the ends of three columns, rounded up
-_SCALED_ELEMENTS = 1 << 17
 _FRAME_BYTES = 32  # tags and lengths around a message's fields
 
 
@@ -73,7 +72,7 @@ class _Draft:
     def add(self, given: GivenRows, part: slice, size_bytes: int) -> None:
         keys = given.keys[part]
         if given.gradients is not None:
-            rows, scales = _scaled(given.gradients[part])
+            rows, scales = scale_rows(given.gradients[part])
             self.rows.append(rows)
             self.scales.append(scales)
             unknown = np.full(len(keys), np.nan, dtype=np.float32)
@@ -128,17 +127,6 @@ class BatchBuffer:
         if self._draft.known.isdisjoint(given.keys[start:stop]):
             return stop
         return next(row for row in range(start, stop) if given.keys[row] in self._draft.known)
-
-
-def _scaled(gradients: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:
-    """``scale_rows`` a few rows at a time: the same bits, three times as fast, as its float64 copies stay in cache."""
-    rows = np.empty(gradients.shape, dtype="<f2")
-    scales = np.empty(len(gradients), dtype="<f4")
-    step = max(1, _SCALED_ELEMENTS // gradients.shape[1])
-    for start in range(0, len(gradients), step):
-        part = slice(start, start + step)
-        rows[part], scales[part] = scale_rows(gradients[part])
-    return rows, scales
 
 
 def _row_bytes(given: GivenRows) -> npt.NDArray[np.int64]:

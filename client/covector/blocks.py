@@ -18,6 +18,9 @@ from covector.v1 import types_pb2
 
 INTEGER_TAG, STRING_TAG = b"\x01", b"\x02"
 _SIGN_BIT = 1 << 63
+_PIECE_ELEMENTS = 1 << 17  # of rows that are scaled at once: their float64 copy stays in the processor's cache
+_SMALLEST_RMS = 1e-140  # below it squares lose bits to float64's range
+Float64 = npt.NDArray[np.float64]
 
 
 def encode_key(key: Key) -> bytes:
@@ -127,22 +130,43 @@ def scale_rows(gradients: npt.ArrayLike) -> tuple[npt.NDArray[np.float16], npt.N
     gradients: float[n, dim]. Returns (rows float16[n, dim], scales float32[n]) with gradient ~= scale * row; an
     all-zero row has scale 0. Raises InvalidInput naming the first row that is not finite or too large for float32.
     """
-    wide = np.asarray(gradients, dtype=np.float64)
-    peak = np.abs(wide).max(axis=1, initial=0.0)
-    bad = np.flatnonzero(~np.isfinite(peak))
-    if len(bad):
-        raise NonFiniteRow(int(bad[0]))
-    safe = np.where(peak > 0, peak, 1.0)[:, None]
-    shrunk = wide / safe
-    exact = np.sqrt(np.einsum("ij,ij->i", shrunk, shrunk) / max(wide.shape[1], 1)) * safe[:, 0]
+    given = np.asarray(gradients)
+    rows, scales = np.empty(given.shape, dtype=np.float16), np.empty(len(given), dtype=np.float32)
+    step = max(1, _PIECE_ELEMENTS // max(given.shape[1], 1))
+    for start in range(0, len(given), step):
+        piece = slice(start, start + step)
+        rows[piece], scales[piece] = _scale_piece(given[piece].astype(np.float64), start)
+    return rows, scales
+
+
+def _scale_piece(wide: Float64, first: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """Rows at unit RMS, in place of ``wide``, and their scales; ``first`` is the number of its first row."""
+    exact = _rms(wide, first)
     with np.errstate(over="ignore", under="ignore"):
         scales = exact.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(scales))
     if len(bad):
-        raise InvalidInput(f"row {bad[0]}: its RMS {exact[bad[0]]:.3g} is past the range of float32", row=bad[0])
-    divisor = np.where(scales > 0, scales.astype(np.float64), 1.0)
-    rows = np.where((scales > 0)[:, None], wide / divisor[:, None], 0.0)
-    return rows.astype(np.float16), scales
+        row = first + int(bad[0])
+        raise InvalidInput(f"row {row}: its RMS {exact[bad[0]]:.3g} is past the range of float32", row=row)
+    wide /= np.where(scales > 0, scales, 1).astype(np.float64)[:, None]
+    wide[scales == 0] = 0  # an RMS too small for float32 counts as zero
+    return wide, scales
+
+
+def _rms(wide: Float64, first: int) -> Float64:
+    """The RMS of each row. Raises NonFiniteRow. Squares past the range of float64 are taken again, shrunk."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        rms = np.sqrt(np.vecdot(wide, wide) / max(wide.shape[1], 1))
+    odd = np.flatnonzero(~((rms > _SMALLEST_RMS) & np.isfinite(rms)))
+    if len(odd):
+        peak = np.abs(wide[odd]).max(axis=1, initial=0.0)
+        bad = np.flatnonzero(~np.isfinite(peak))
+        if len(bad):
+            raise NonFiniteRow(first + int(odd[bad[0]]))
+        safe = np.where(peak > 0, peak, 1.0)
+        shrunk = wide[odd] / safe[:, None]
+        rms[odd] = np.sqrt(np.vecdot(shrunk, shrunk) / max(wide.shape[1], 1)) * safe
+    return np.asarray(rms)
 
 
 class NonFiniteRow(InvalidInput):
