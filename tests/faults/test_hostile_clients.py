@@ -137,6 +137,20 @@ def test_a_client_that_vanishes_in_a_batch_leaves_nothing_half(calls: Calls) -> 
     assert calls.row_count() == 4
 
 
+def test_clients_that_vanish_before_the_answer_stop_nobody(calls: Calls) -> None:
+    for number in range(30):
+        opened = ingest_pb2.OpenWriter(collection="c", writer_id=f"vanishing {number}", checkpoint="one", eta=1)
+        requests = [ingest_pb2.IngestRequest(open=opened)]
+        requests += [in_batch(batch(sequence, first=4 * sequence)) for sequence in range(1, 20)]
+        stream = calls.ingest.Ingest(iter(requests))
+        next(stream)
+        if number % 2:
+            next(stream)
+        stream.cancel()
+    assert len(calls.send(OPEN, in_batch(batch(first=1000)))) == 2
+    assert calls.row_count() in range(8, 4 * 20 + 1)
+
+
 def test_two_hundred_idle_writers_delay_nobody(calls: Calls, server: ServerProcess) -> None:
     closing = threading.Event()
 

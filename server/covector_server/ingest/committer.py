@@ -29,17 +29,24 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+def _begun_future() -> Future[Any]:
+    """A future that its waiter cannot cancel: a client that leaves must not reach into this thread."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     spec: WriterSpec
     batch: Batch
-    answer: Future[Outcome] = field(default_factory=Future)
+    answer: Future[Outcome] = field(default_factory=_begun_future)
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     work: Callable[[], Any]
-    answer: Future[Any] = field(default_factory=Future)
+    answer: Future[Any] = field(default_factory=_begun_future)
 
 
 class _Stop:
@@ -117,6 +124,8 @@ class Committer:
             self._on_step("committed")
         except Exception as error:  # noqa: BLE001 - whatever it was, the group is not stored and its writers must hear
             _log.exception("a group of %d batches was not stored", len(group))
+            for draft in drafts.values():
+                draft.discard()
             _refuse(group, _explain(error))
             return
         for draft in drafts.values():

@@ -145,6 +145,12 @@ class CollectionDraft:
             collection.checkpoints[draft.stored.record.name] = draft.stored
         collection.counters = self._counters
 
+    def discard(self) -> None:
+        """Closes what the draft alone had opened."""
+        for draft in self._checkpoints.values():
+            if draft.is_new:
+                draft.stored.close()
+
     def sealable(self) -> Iterable[StoredCheckpoint]:
         """The checkpoints the group wrote to."""
         return [draft.stored for draft in self._checkpoints.values()]
