@@ -121,7 +121,8 @@ class Collection:
         reduce: Reduce | None = None,
         missing: Missing = "omit",
     ) -> QueryResult:
-        """The k rows that pushed the behaviour up the most, and the k that pushed it down the most.
+        """The k rows with the largest scores (proponents) and the k with the smallest (opponents). Where fewer than 2k
+        rows match, the two overlap: the sign says which way a row pushed.
 
         queries: float[dim], float[m, dim] or Gradients; for several checkpoints a dict {checkpoint: queries}, whose
         scores are summed by the checkpoints' eta. checkpoints: needed if the collection has several. where: a filter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def parse(arguments: list[str] | None = None) -> Config:
     if (given.tls_cert is None) != (given.tls_key is None):
         raise InvalidInput("--tls-cert and --tls-key go together")
     key = given.api_key_file.read_text().strip() if given.api_key_file else os.environ.get("COVECTOR_API_KEY")
+    if given.api_key_file and not key:
+        raise InvalidInput(f"{given.api_key_file} holds no key; write one into it, or leave --api-key-file out")
+    if not (given.listen.startswith("unix:") or re.fullmatch(r".+:\d+", given.listen)):
+        raise InvalidInput(f"--listen {given.listen}: write host:port, such as 127.0.0.1:7337, or unix:/path")
     return Config(
         data=given.data,
         listen=given.listen,

@@ -30,6 +30,17 @@ def test_an_api_key_is_asked_for(tmp_path: Path) -> None:
             assert collection.query(np.ones(DIM), k=1)[0].proponents[0].key == "a"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--api-key-file", "{dir}/empty"], "holds no key"), (["--listen", "7441"], "write host:port")],
+)
+def test_a_server_told_nonsense_says_so(tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "empty").write_text("\n")
+    given = [argument.format(dir=tmp_path) for argument in arguments]
+    with pytest.raises(covector.Unavailable, match=said):
+        ServerProcess(tmp_path / "store", arguments=given, log=tmp_path / "log").start()
+
+
 def test_tls(tmp_path: Path) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     subprocess.run(

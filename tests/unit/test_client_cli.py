@@ -77,7 +77,7 @@ def test_ingest_then_query(run: Run, files: Path) -> None:
     status, out, _ = run("query", "tour", "--vector", files / "q.npy", "--scorer", "cosine", "-k", 3)
     assert status == 0
     lines = out.splitlines()
-    assert lines[0].startswith("cosine: 12 rows in ")
+    assert lines[0].startswith("cosine: 12 matching rows in ")
     assert lines[4].split() == ["1", "+1", "k7", "text", "7", "[half=1,", "source=a]"]
     assert "opponents" in out
 
@@ -85,6 +85,18 @@ def test_ingest_then_query(run: Run, files: Path) -> None:
     (result,) = json.loads(out)["hits"]
     assert {hit["key"] for hit in result["proponents"]} == {f"k{row}" for row in range(6)}
     assert result["proponents"][0]["metadata"] == {"half": 0, "source": "a"}
+
+
+def test_another_file_with_the_same_keys_is_no_resumed_one(run: Run, files: Path) -> None:
+    ingest = ["ingest", "twice", "--checkpoint", "e1"]
+    assert run(*ingest, files / "g.npy", "--create")[0] == 0
+    np.save(files / "other.npy", np.load(files / "g.npy") + 1)
+    status, _, err = run(*ingest, files / "other.npy")
+    assert status == 2
+    assert "key 0 has another gradient" in err
+    status, out, _ = run(*ingest, files / "other.npy", "--on-conflict", "ignore")
+    assert (status, out) == (0, "0 rows stored in twice at e1, 12 were there already\n")
+    assert run("query", "twice", "--key", "0", "--where", "{}")[0] == 0
 
 
 def test_npz_keys_and_several_checkpoints(run: Run, files: Path) -> None:

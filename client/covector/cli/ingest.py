@@ -12,7 +12,7 @@ from covector.cli.options import add_connection, command_parser, connected
 from covector.cli.sources import Source, count_rows, load_source, slices
 from covector.client import Client
 from covector.collection import Collection
-from covector.errors import Conflict, InvalidInput, NotFound
+from covector.errors import Conflict, InvalidInput, NotFound, Unavailable
 from covector.progress import Bar
 from covector.row_stream import OnConflict
 from covector.types import Space
@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "ingest",
         "Store gradients from files. A .npy file holds float[n, dim]; a .npz file holds `gradients` and perhaps\n"
-        "`keys` and `trak_q`. Rows that the checkpoint has already are left out, so a broken run can be run again.",
+        "`keys` and `trak_q`. A row without a key gets its position, counted over all files of the command.\n"
+        "A row that stands with the same content is left as it is, so a broken run can be run again.",
         "covector ingest my-model gradients.npy --rows rows.jsonl --checkpoint epoch-1 --create",
     )
     parser.add_argument("collection", metavar="COLLECTION")
@@ -56,14 +57,16 @@ def _parser() -> argparse.ArgumentParser:
         "--rows",
         type=Path,
         metavar="FILE.jsonl",
-        help="a line for each gradient: an object with `key`, `text` and `metadata` (all optional)",
+        help="a line for each gradient: an object with `key`, `text` and `metadata`, all optional; other fields "
+        "become metadata",
     )
     parser.add_argument("--create", action="store_true", help="make the collection if there is none of that name")
     parser.add_argument(
         "--on-conflict",
         choices=get_args(OnConflict),
         default="error",
-        help="for a key that arrives with other content (default error); `replace` sends every row",
+        help="what to do with a key that stands with other content: refuse it (the default), or keep what stands "
+        "without sending the row, or replace it",
     )
     add_connection(parser)
     return parser
@@ -81,18 +84,22 @@ def _collection(client: Client, name: str, dim: int, *, create: bool) -> Collect
 def _ingest(
     collection: Collection, sources: Sequence[Source], total: int, given: argparse.Namespace
 ) -> tuple[int, int]:
-    """Sends what is missing; returns the rows sent and acknowledged, and how many of them are all zero."""
+    """Sends the rows; returns how many are new to the checkpoint, and how many of those sent are all zero."""
     eta = _eta(collection, given.checkpoint, given.eta)
-    bar, skipped = Bar(f"{given.collection}/{given.checkpoint}"), 0
+    bar, skipped, standing = Bar(f"{given.collection}/{given.checkpoint}"), 0, 0
     try:
         with collection.writer(given.checkpoint, eta=eta, on_conflict=given.on_conflict) as writer:
             for part in slices(sources, given.rows):
-                new = part if given.on_conflict == "replace" else part.only(writer.missing(part.keys))
-                skipped += len(part.keys) - len(new.keys)
-                writer.add(new.keys, new.gradients, new.texts, new.metadata, new.trak_q)
+                missing = writer.missing(part.keys)
+                standing += len(part.keys) - len(missing)
+                sent = part.only(missing) if given.on_conflict == "ignore" else part
+                skipped += len(part.keys) - len(sent.keys)
+                writer.add(sent.keys, sent.gradients, sent.texts, sent.metadata, sent.trak_q)
                 bar.show(writer.acknowledged + skipped, total, "rows")
         bar.show(writer.acknowledged + skipped, total, "rows")
-        return writer.acknowledged, writer.zero_rows
+        return total - standing, writer.zero_rows
+    except Unavailable as error:
+        raise Unavailable(f"{error.message}; run the same command again: it goes on where this one stopped") from error
     finally:
         bar.close()
 

@@ -111,7 +111,7 @@ def _parsed_filter(where: str | None) -> dict[str, Any] | None:
     try:
         parsed = json.loads(where)
     except ValueError as error:
-        raise InvalidInput(f"--where is not JSON: {error}") from error
+        raise InvalidInput(f'--where is not JSON, such as {{"source": "wikipedia"}}: {error}') from error
     if not isinstance(parsed, dict):
         raise InvalidInput('--where is a JSON object, such as {"source": "wikipedia"}')
     return parsed
@@ -119,10 +119,13 @@ def _parsed_filter(where: str | None) -> dict[str, Any] | None:
 
 def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
     seconds = sum(stage.seconds for stage in result.stages)
-    row_count = result.stages[0].rows_in if result.stages else 0
+    matching = result.stages[0].rows_out if result.stages else 0
     at = f" at {', '.join(given.checkpoint)}" if given.checkpoint else ""
     how = "exact" if result.exact else f"by index {result.index}"
-    print(f"{result.scorer}{at}: {row_count:,} rows in {1e3 * seconds:.1f} ms, {how}")
+    print(f"{result.scorer}{at}: {matching:,} matching rows in {1e3 * seconds:.1f} ms, {how}")
+    if not any(hits.proponents for hits in result):
+        print("no row that matches has a gradient there")
+        return
     for number, hits in enumerate(result):
         title = f" of query {number}" if len(result) > 1 else ""
         for name, found in (("proponents", hits.proponents), ("opponents", hits.opponents)):

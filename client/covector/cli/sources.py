@@ -58,7 +58,7 @@ def load_npy(path: Path) -> npt.NDArray[Any]:
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError) as error:
-        raise InvalidInput(f"{path} is no .npy file of numbers: {error}") from error
+        raise InvalidInput(f"{path} is no .npy file of numbers; write one with numpy.save") from error
 
 
 def load_source(path: Path) -> Source:

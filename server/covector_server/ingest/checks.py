@@ -31,7 +31,10 @@ def check_writer(spec: WriterSpec, collection: StoredCollection, checkpoint: Che
 
 def _check_checkpoint(spec: WriterSpec, record: CheckpointRecord) -> None:
     if spec.eta != record.eta:
-        raise Conflict(f"checkpoint {record.name!r} has eta {record.eta}, this writer says {spec.eta}", field="eta")
+        raise Conflict(
+            f"checkpoint {record.name!r} has eta {record.eta}, this writer says {spec.eta}; pass eta={record.eta}",
+            field="eta",
+        )
     difference = record.gradient_kind.difference(spec.kind)
     if difference is not None:
         raise InvalidInput(f"checkpoint {record.name!r} holds gradients of another kind: {difference}")

@@ -37,7 +37,10 @@ class ApiKeyInterceptor(grpc.aio.ServerInterceptor):
 
 def _refusing(handler: Handler) -> Handler:
     """A handler of the same shape that refuses."""
-    error = Unauthenticated("this server wants an API key: connect(..., api_key=...) or COVECTOR_API_KEY")
+    error = Unauthenticated(
+        "this server wants an API key, and the one sent, if any, is not it: connect(..., api_key=...), or "
+        "--api-key-file or COVECTOR_API_KEY on the command line"
+    )
 
     async def refuse(_request: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         status, text, metadata = to_status(error)
