@@ -15,6 +15,7 @@ from covector_server.testing.batches import batch_message, batch_of
 
 DIM = 3
 LIMITS = Limits(batch_rows=10, key_bytes=16, text_bytes=20, metadata_bytes=40)
+WIDE = Limits(metadata_bytes=1 << 20)
 
 
 def message() -> ingest_pb2.Batch:
@@ -62,7 +63,9 @@ LIES: dict[str, Callable[[ingest_pb2.Batch], object]] = {
     "stands twice": lambda made: set_keys(made, b"\x02a", b"\x02a"),
     "not an encoded key": lambda made: set_keys(made, b"\x02a", b""),
     "is not UTF-8": lambda made: set_keys(made, b"\x02a", b"\x02\xff"),
-    "is not JSON": lambda made: set_metadata(made, b"{"),
+    "is not flat JSON": lambda made: set_metadata(made, b"{"),
+    "not flat JSON: max": lambda made: set_metadata(made, b'{"a":' + b"[" * 100_000),
+    "half of a surrogate": lambda made: set_metadata(made, b'{"a": "\\ud800"}'),
     "not an object": lambda made: set_metadata(made, b"[1]"),
     "nested": lambda made: set_metadata(made, b'{"a": [1]}'),
     "NaN is not JSON": lambda made: set_metadata(made, b'{"a": NaN}'),
@@ -77,7 +80,7 @@ def test_a_lie_is_refused_by_name(said: str) -> None:
     parse(made)
     LIES[said](made)
     with pytest.raises(InvalidInput, match=said):
-        parse(made)
+        parse_batch(made, made.gradients, DIM, WIDE)
 
 
 @pytest.mark.parametrize(

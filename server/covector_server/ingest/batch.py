@@ -16,7 +16,7 @@ from covector.errors import InvalidInput
 from covector.types import GradientKind, Space
 from covector.v1 import ingest_pb2, types_pb2
 from covector_server.limits import Limits
-from covector_server.metadata.fields import Value, canonical, parse_metadata
+from covector_server.metadata.fields import Value, parse_metadata
 
 OnConflict = Literal["error", "ignore", "replace"]
 
@@ -56,11 +56,6 @@ class Batch:
     def zero_row_count(self) -> int:
         """Rows whose gradient is all zero."""
         return 0 if self.rows is None else int((self.scales == 0).sum())
-
-    def metadata_bytes(self, row: int) -> bytes | None:
-        """The stored form of a row's metadata."""
-        metadata = self.metadata[row]
-        return None if metadata is None else canonical(metadata)
 
 
 @dataclass(frozen=True, slots=True)

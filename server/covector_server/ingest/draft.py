@@ -9,7 +9,7 @@ Dropping a draft is all that a rollback takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,14 +21,29 @@ from covector_server.ingest.batch import Batch, Outcome, WriterSpec
 from covector_server.ingest.checks import check_writer
 from covector_server.limits import Limits
 from covector_server.metadata.catalog import Reader, Writer, number
-from covector_server.metadata.fields import new_fields
-from covector_server.metadata.records import BlockRecord, CheckpointCounters, CheckpointRecord, WriterRecord
+from covector_server.metadata.fields import Value, canonical, new_fields
+from covector_server.metadata.records import (
+    BlockRecord,
+    CheckpointCounters,
+    CheckpointRecord,
+    CollectionCounters,
+    WriterRecord,
+)
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection, positions_by_shard
 from covector_server.storage.contract import ArrayState, Rows
 from covector_server.storage.row_log import NEW, SUPPLEMENT, Block
 from covector_server.storage.store import Store
 from covector_server.storage.view import RowDetails, RowIds
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a batch tells of one of its rows that was not known: ``row`` is its place in the batch."""
+
+    row: int
+    text: bytes | None
+    metadata: Mapping[str, Value] | None
 
 
 @dataclass(slots=True)
@@ -84,10 +99,11 @@ class CollectionDraft:
         if known is not None:
             return known
         check_writer(spec, self.collection)
+        _check_dim(batch, self.collection)
         row_ids = self._find_keys(batch.keys)
         is_new = row_ids < 0
-        fields = self._check_fields(batch)
         supplement = self._check_details(batch, row_ids, spec)
+        fields = self._check_fields(supplement if not is_new.any() else [*_news(batch, is_new), *supplement])
         checkpoint = None if spec.checkpoint is None else self._checkpoint(spec, spec.checkpoint)
         row_ids[is_new] = self._counters.next_row_id + np.arange(is_new.sum())
         chosen = np.ones(len(batch), dtype=bool)
@@ -119,6 +135,7 @@ class CollectionDraft:
         id_ = self.collection.record.id
         if writer.get("collections", number(id_)) is None:
             raise Conflict(f"collection {self.collection.record.name!r} was deleted")
+        self._check_counters(writer)
         writer.put("collection_counters", number(id_), self._counters.encode())
         for name, type_ in self._fields.items():
             writer.put("fields", number(id_) + name.encode(), type_.encode())
@@ -129,8 +146,19 @@ class CollectionDraft:
         for draft in self._checkpoints.values():
             _commit_checkpoint(writer, id_, draft)
 
+    def _check_counters(self, reader: Reader) -> None:
+        committed = CollectionCounters.decode(
+            reader.get("collection_counters", number(self.collection.record.id)) or b"{}"
+        )
+        if committed != self.collection.counters:
+            raise Internal(f"the catalog says {committed}, memory {self.collection.counters}; restart the server")
+
     def install(self) -> None:
-        """Makes the committed state the collection's."""
+        """Makes the committed state the collection's, in one step for those who take a view."""
+        with self.collection.changing:
+            self._install()
+
+    def _install(self) -> None:
         collection = self.collection
         collection.row_ids.update(self._row_ids)
         collection.fields.update(self._fields)
@@ -173,16 +201,16 @@ class CollectionDraft:
         found = (committed.get(key, -1) if key not in own else own[key] for key in keys)
         return np.fromiter(found, dtype=np.int64, count=len(keys))
 
-    def _check_fields(self, batch: Batch) -> dict[str, str]:
+    def _check_fields(self, news: Sequence[News]) -> dict[str, str]:
         known = {**self.collection.fields, **self._fields}
-        added = new_fields(known, ((row, m) for row, m in enumerate(batch.metadata) if m))
+        added = new_fields(known, ((one.row, one.metadata) for one in news if one.metadata))
         for name in added:
             self._limits.check("field_name_bytes", len(name.encode()), f"bytes of the name of field {name[:40]!r}")
         self._limits.check("metadata_fields", len(known) + len(added), "metadata fields of the collection")
         return added
 
-    def _check_details(self, batch: Batch, row_ids: RowIds, spec: WriterSpec) -> list[int]:
-        """The rows of the batch whose text or metadata is new to a row that stands. What is given twice must agree."""
+    def _check_details(self, batch: Batch, row_ids: RowIds, spec: WriterSpec) -> list[News]:
+        """The texts and metadata that are new to rows that stand. What is given twice must agree."""
         given = [
             row
             for row in np.flatnonzero(row_ids >= 0).tolist()
@@ -195,8 +223,10 @@ class CollectionDraft:
             if spec.on_conflict != "ignore":
                 _check_agreement("text", old_text, text, batch.keys[row])
                 _check_agreement("metadata", known.metadata, metadata, batch.keys[row])
-            if (text is not None and old_text is None) or (metadata is not None and known.metadata is None):
-                news.append(row)
+            new_text = text if old_text is None else None
+            new_metadata = metadata if known.metadata is None else None
+            if new_text is not None or new_metadata is not None:
+                news.append(News(row, new_text, new_metadata))
         return news
 
     def _details_of(self, row_ids: RowIds) -> list[RowDetails]:
@@ -213,7 +243,7 @@ class CollectionDraft:
             is_new = stored is None
             if stored is None:
                 stored = self._create_checkpoint(spec, name)
-            elif stored.published_row_count() % stored.record.shard_rows:
+            else:
                 stored.unpublish_tail()
             draft = CheckpointDraft(stored, is_new, stored.states(), stored.counters.zero_row_count, {}, [])
             self._checkpoints[name] = draft
@@ -263,7 +293,7 @@ class CollectionDraft:
         rows = np.flatnonzero(is_new).tolist()
         if not rows:
             return
-        self._append(NEW, batch, row_ids, rows)
+        self._append(NEW, batch, row_ids, _news(batch, is_new))
         self._counters = replace(self._counters, next_row_id=self._counters.next_row_id + len(rows))
         self._row_ids.update((batch.keys[row], int(row_ids[row])) for row in rows)
         for row in rows:
@@ -273,24 +303,24 @@ class CollectionDraft:
                 batch.keys[row], None if text is None else text.decode(), None if metadata is None else dict(metadata)
             )
 
-    def _write_supplement(self, batch: Batch, row_ids: RowIds, rows: list[int]) -> None:
-        if not rows:
+    def _write_supplement(self, batch: Batch, row_ids: RowIds, news: list[News]) -> None:
+        if not news:
             return
-        rows = sorted(rows, key=lambda row: int(row_ids[row]))
-        self._append(SUPPLEMENT, batch, row_ids, rows)
+        news = sorted(news, key=lambda one: int(row_ids[one.row]))
+        self._append(SUPPLEMENT, batch, row_ids, news)
         self._counters = replace(self._counters, next_supplement=self._counters.next_supplement + 1)
-        for row, known in zip(rows, self._details_of(row_ids[rows]), strict=True):
-            text, metadata = batch.texts[row], batch.metadata[row]
-            self._details[int(row_ids[row])] = RowDetails(
+        for one, known in zip(news, self._details_of(row_ids[[one.row for one in news]]), strict=True):
+            self._details[int(row_ids[one.row])] = RowDetails(
                 known.key,
-                known.text if text is None else text.decode(),
-                known.metadata if metadata is None else dict(metadata),
+                known.text if one.text is None else one.text.decode(),
+                known.metadata if one.metadata is None else dict(one.metadata),
             )
 
-    def _append(self, kind: int, batch: Batch, row_ids: RowIds, rows: list[int]) -> None:
+    def _append(self, kind: int, batch: Batch, row_ids: RowIds, news: Sequence[News]) -> None:
+        rows = [one.row for one in news]
         keys = column_of(batch.keys[row] for row in rows) if kind == NEW else None
-        texts = [batch.texts[row] for row in rows]
-        metadata = [batch.metadata_bytes(row) for row in rows]
+        texts = [one.text for one in news]
+        metadata = [None if one.metadata is None else canonical(one.metadata) for one in news]
         block = Block(
             kind,
             row_ids[rows],
@@ -328,6 +358,17 @@ class CollectionDraft:
         zero_rows = int((batch.scales[chosen] == 0).sum())
         draft.zero_row_count += zero_rows
         return zero_rows
+
+
+def _news(batch: Batch, is_new: npt.NDArray[np.bool_]) -> list[News]:
+    """All that the batch tells of its new rows."""
+    return [News(row, batch.texts[row], batch.metadata[row]) for row in np.flatnonzero(is_new).tolist()]
+
+
+def _check_dim(batch: Batch, collection: StoredCollection) -> None:
+    """The collection may have been made anew, with another dim, since the batch was received."""
+    if batch.rows is not None and batch.rows.shape[1] != collection.space.dim:
+        raise InvalidInput(f"rows have dim {batch.rows.shape[1]}, the collection {collection.space.dim}", field="dim")
 
 
 def last_batch(reader: Reader, collection: StoredCollection, writer_id: str) -> WriterRecord | None:

@@ -25,8 +25,11 @@ def parse_metadata(encoded: bytes, row: int) -> dict[str, Value]:
     """The object in ``encoded``. Raises InvalidInput naming the row unless it is flat JSON with finite numbers."""
     try:
         found = json.loads(encoded, parse_constant=_refuse_constant)
-    except ValueError as error:
-        raise InvalidInput(f"metadata of row {row} is not JSON: {error}") from error
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"metadata of row {row} holds half of a surrogate pair, which is no text") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"metadata of row {row} is not flat JSON: {error}") from error
     if not isinstance(found, dict):
         raise InvalidInput(f"metadata of row {row} is not an object but {type(found).__name__}")
     for name, value in found.items():

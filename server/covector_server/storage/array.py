@@ -42,6 +42,7 @@ class ZarrArray:
         """Makes the empty array, durably."""
         self._disk.make_directories(self._shard_path(0).parent if self.layout.item_shape else self.directory / "c")
         self._disk.replace_json(self.directory / "zarr.json", self.layout.zarr_document(0))
+        self._published = 0
 
     def write(self, state: ArrayState, rows: Rows) -> ArrayState:
         """Writes rows after those of ``state`` and returns the state with them. Not durable before ``sync``."""
@@ -73,8 +74,9 @@ class ZarrArray:
         self._write_index(shard, self.layout.chunks_per_shard)
         self._disk.close(self._descriptors.pop(shard))
 
-    def publish(self, state: ArrayState) -> None:
-        """Makes all rows of ``state``, the partial shard included, readable by Zarr tools."""
+    def complete_tail(self, state: ArrayState) -> None:
+        """Pads the last chunk of ``state`` and writes the index of the partial shard, durably, so that ``set_published``
+        may speak of all rows."""
         layout = self.layout
         shard, row = divmod(state.row_count, layout.shard_rows)
         if row:
@@ -83,7 +85,6 @@ class ZarrArray:
                 padding = bytes((layout.chunk_rows - row_in_chunk) * layout.row_bytes)
                 self._write_piece(shard, layout.row_offset_bytes(row), padding, crc32c(padding, state.checksum))
             self._write_index(shard, chunk + (row_in_chunk > 0))
-        self.set_published(state.row_count)
 
     def published_row_count(self) -> int:
         """Rows that Zarr tools can read now."""
@@ -95,7 +96,7 @@ class ZarrArray:
         """Sets the shape in ``zarr.json``, durably."""
         document = self._document()
         document["shape"][0] = row_count
-        self._published = None
+        self._published = max(self.published_row_count(), row_count)  # should it fail, this is the safe side
         self._disk.replace_json(self.directory / "zarr.json", document)
         self._published = row_count
 
@@ -158,8 +159,8 @@ class ZarrArray:
             if is_new and self.layout.item_shape:
                 path.parent.mkdir(exist_ok=True)
             descriptor = self._descriptors[shard] = self._disk.open(path, self.layout.shard_bytes)
+            self._new_entries = True  # also of a file that stands: who made it may have died before syncing its name
             if is_new:
-                self._new_entries = True
                 self._disk.write(descriptor, self.layout.index(0), self.layout.index_offset_bytes)
                 self._touched.add(shard)
         return descriptor

@@ -82,6 +82,7 @@ class StoredCheckpoint:
                     "collection from a snapshot",
                     checkpoint=self.record.name,
                 )
+            array.published_row_count()  # read here, once: from now on only this thread sets it
         positions = np.arange(counters.row_count, dtype=np.int64)
         row_ids = self._read_row_ids()
         live = live_mask(self.dead, 0, counters.row_count)
@@ -115,8 +116,11 @@ class StoredCheckpoint:
 
     def publish(self) -> None:
         """Makes every committed row readable by Zarr tools."""
+        states = self.states()
         for name, array in self.arrays.items():
-            array.publish(self.states()[name])
+            array.complete_tail(states[name])
+        for array in self.arrays.values():
+            array.set_published(self.counters.row_count)
 
     def unpublish_tail(self) -> None:
         """Takes a published tail back out of the arrays' shapes, before more rows change its last chunk."""

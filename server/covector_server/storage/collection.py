@@ -64,6 +64,7 @@ class StoredCollection:
         self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.fault: Corrupt | Unavailable | None = None  # why it may not be read
         self.read_only: Unavailable | None = None  # why it may not be written
+        self.changing = threading.Lock()  # held while the committed state changes, and while a view is taken
         self._make_array = make_array
         self._reader_count = 0
         self._retired = False
@@ -116,9 +117,12 @@ class StoredCollection:
     def _view(self) -> StoredCollectionView:
         if self.fault is not None:
             raise self.fault
-        checkpoints = {name: checkpoint.view() for name, checkpoint in self.checkpoints.items()}
-        supplement_count = len(self.blocks.supplements)
-        return StoredCollectionView(self, self.counters.next_row_id, supplement_count, dict(self.fields), checkpoints)
+        with self.changing:
+            checkpoints = {name: checkpoint.view() for name, checkpoint in self.checkpoints.items()}
+            supplement_count = len(self.blocks.supplements)
+            return StoredCollectionView(
+                self, self.counters.next_row_id, supplement_count, dict(self.fields), checkpoints
+            )
 
     def close(self) -> None:
         """Closes the files. Views that are still held stay readable."""

@@ -51,9 +51,9 @@ class Disk:
 
     def make_directories(self, path: Path) -> None:
         """Makes a directory and its parents, durably."""
-        missing = [p for p in (path, *path.parents) if not p.exists()]
+        made_here = [p for p in (path, *path.parents) if not p.exists()] or [path]
         path.mkdir(parents=True, exist_ok=True)
-        for made in reversed(missing):
+        for made in reversed(made_here):
             self.sync_directory(made.parent)
 
     def replace_json(self, path: Path, document: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ class RowLog:
                 self._disk.sync(self._open_file[1])
             self.close()
         if self._open_file is None:
-            self._new_file |= not self._path(file).exists()
+            self._new_file = True  # or its maker died before syncing its name
             self._open_file = (file, self._disk.open(self._path(file), 0))
         return self._open_file[1]
 

@@ -31,8 +31,8 @@ class MemoryArray:
     def seal(self, shard: int) -> None:
         assert len(self._rows) >= (shard + 1) * self.layout.shard_rows
 
-    def publish(self, state: ArrayState) -> None:
-        self._published = state.row_count
+    def complete_tail(self, state: ArrayState) -> None:
+        assert len(self._rows) >= state.row_count
 
     def published_row_count(self) -> int:
         return self._published
