@@ -34,6 +34,7 @@ class Limits:
     filter_depth: int = 32
     page_size: int = 1_000
     wait_s: float = 60.0
+    part_wait_s: float = 30.0
 
     def check(self, name: str, value: int, what: str) -> None:
         """Raises LimitExceeded if ``value`` is past the limit called ``name``; ``what`` opens the message."""

@@ -128,12 +128,24 @@ class Committer:
                 draft.discard()
             _refuse(group, _explain(error))
             return
-        for draft in drafts.values():
-            draft.install()
+        try:
+            for draft in drafts.values():
+                draft.install()
+        except Exception as error:  # noqa: BLE001 - committed, but not in memory: nobody may build on it
+            _refuse(group, self._out_of_step(drafts, error))
+            return
         for entry, outcome in written:
             entry.answer.set_result(outcome)
         self._on_step("acknowledged")
         self._seal(drafts)
+
+    def _out_of_step(self, drafts: dict[str, CollectionDraft], error: Exception) -> Unavailable:
+        """Closes the collections of a group that is committed on disk but could not be installed in memory."""
+        _log.exception("a committed group could not be installed")
+        reason = Unavailable(f"rows were committed, but memory could not follow ({error!r}); restart the server")
+        for draft in drafts.values():
+            draft.collection.fault = draft.collection.read_only = reason
+        return reason
 
     def _write(self, entry: _Entry, drafts: dict[str, CollectionDraft], reader: Reader) -> Outcome | None:
         """Steps 1 and 2 for one batch. A batch that is refused is answered here and leaves no trace."""
@@ -169,7 +181,7 @@ class Committer:
             try:
                 for checkpoint in draft.sealable():
                     self._store.seal_full_shards(draft.collection, checkpoint)
-            except (OSError, CovectorError) as error:
+            except Exception as error:  # noqa: BLE001 - the rows are safe; the thread must live
                 _log.exception("a full shard could not be sealed")
                 draft.collection.read_only = Unavailable(
                     f"collection {draft.collection.record.name!r} is read-only: a full shard could not be sealed "

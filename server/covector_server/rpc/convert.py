@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from covector.errors import InvalidInput
 from covector.types import Correction, Function, GradientKind, Space, TokenReduction
 from covector.v1 import types_pb2
 
+T = TypeVar("T")
 _FUNCTIONS: tuple[Function | None, ...] = (None, *get_args(Function))
 _REDUCTIONS: tuple[TokenReduction | None, ...] = (None, *get_args(TokenReduction))
 _CORRECTIONS: tuple[Correction | None, ...] = (None, *get_args(Correction))
@@ -15,14 +16,17 @@ _CORRECTIONS: tuple[Correction | None, ...] = (None, *get_args(Correction))
 
 def kind_from_message(message: types_pb2.GradientKind) -> GradientKind:
     """The gradient kind in a message. Raises InvalidInput for a number this server does not know."""
-    try:
-        return GradientKind(
-            _FUNCTIONS[message.function],
-            _REDUCTIONS[message.token_reduction],
-            _CORRECTIONS[message.optimiser_correction],
-        )
-    except IndexError as error:
-        raise InvalidInput("the gradient kind is newer than this server; update the server") from error
+    return GradientKind(
+        _known(_FUNCTIONS, message.function),
+        _known(_REDUCTIONS, message.token_reduction),
+        _known(_CORRECTIONS, message.optimiser_correction),
+    )
+
+
+def _known(values: tuple[T, ...], number: int) -> T:
+    if not 0 <= number < len(values):
+        raise InvalidInput(f"gradient kind: number {number} is not known to this server; update the server")
+    return values[number]
 
 
 def kind_to_message(kind: GradientKind) -> types_pb2.GradientKind:

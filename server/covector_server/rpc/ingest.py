@@ -116,7 +116,7 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             while (message := await self._next(messages)) is not None:
                 if message.WhichOneof("message") != "batch":
                     raise InvalidInput("after OpenWriter come batches, and parts only of a batch that is not whole")
-                size_bytes = self._check_size(message.batch)
+                size_bytes = self._check_size(spec, message.batch)
                 await self._budget.acquire(size_bytes)
                 try:
                     batch = await self._receive(spec, message.batch, messages)
@@ -142,26 +142,37 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
     async def _receive_parts(self, start: bytes, size_bytes: int, messages: AsyncIterator[pb.IngestRequest]) -> bytes:
         gradients = bytearray(start)
         while len(gradients) < size_bytes:
-            message = await self._next(messages)
+            message = await self._next(messages, self._limits.part_wait_s)
             if message is None or message.WhichOneof("message") != "part" or not message.part.gradients:
                 raise InvalidInput(f"a batch stopped at {len(gradients)} of its {size_bytes} bytes of gradients")
             gradients += message.part.gradients
         return bytes(gradients)
 
-    def _check_size(self, message: pb.Batch) -> int:
-        """The bytes a batch will hold in memory. Raises LimitExceeded for one past the limits."""
+    def _check_size(self, spec: WriterSpec, message: pb.Batch) -> int:
+        """The bytes a batch will hold in memory. Raises LimitExceeded for one past the limits, InvalidInput for one
+        whose sizes contradict each other: a claim alone must not hold bytes that others wait for."""
+        dim = 0 if spec.checkpoint is None else self._store.collection(spec.collection).space.dim
+        if message.gradients_size != 2 * dim * message.row_count:
+            raise InvalidInput(
+                f"gradients_size is {message.gradients_size}; {message.row_count} rows of dim {dim} have "
+                f"{2 * dim * message.row_count} bytes"
+            )
         name = "row_bytes" if message.row_count == 1 else "batch_bytes"
         self._limits.check(name, message.gradients_size, "bytes of gradients in a batch")
         return max(message.gradients_size, len(message.gradients)) + message.ByteSize() - len(message.gradients)
 
-    async def _next(self, messages: AsyncIterator[pb.IngestRequest]) -> pb.IngestRequest | None:
-        """The next message, None at the end. Raises Unavailable when the server stops."""
+    async def _next(
+        self, messages: AsyncIterator[pb.IngestRequest], timeout_s: float | None = None
+    ) -> pb.IngestRequest | None:
+        """The next message, None at the end. Raises Unavailable when the server stops, or the time has passed."""
         reading = asyncio.ensure_future(anext(messages, None))
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reading, stopping}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 return reading.result()
+            if not stopping.done():
+                raise Unavailable(f"the rest of a batch did not come within part_wait_s={timeout_s} s; send it again")
             raise Unavailable("the server is stopping; open the writer again and send what was not acknowledged")
         finally:
             reading.cancel()
@@ -188,7 +199,7 @@ def _spec_of(message: pb.OpenWriter, limits: Limits) -> WriterSpec:
     limits.check("id_bytes", len(message.checkpoint.encode()), "bytes of the checkpoint's name")
     if not math.isfinite(message.eta):
         raise InvalidInput(f"eta is {message.eta}; it is a finite number")
-    if message.on_conflict >= len(_POLICIES):
+    if not 0 <= message.on_conflict < len(_POLICIES):
         raise InvalidInput("on_conflict is newer than this server; update the server")
     return WriterSpec(
         collection=message.collection,

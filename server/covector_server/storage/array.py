@@ -75,8 +75,8 @@ class ZarrArray:
         self._disk.close(self._descriptors.pop(shard))
 
     def complete_tail(self, state: ArrayState) -> None:
-        """Pads the last chunk of ``state`` and writes the index of the partial shard, durably, so that ``set_published``
-        may speak of all rows."""
+        """Pads the last chunk of ``state`` and writes the partial shard's index, durably: then ``set_published`` may
+        speak of all rows."""
         layout = self.layout
         shard, row = divmod(state.row_count, layout.shard_rows)
         if row:

@@ -72,18 +72,20 @@ class StoredCollection:
 
     def load(self, reader: Reader) -> None:
         """Reads what the catalog says and derives the rest. A damaged collection stays closed and says why."""
-        id_ = number(self.record.id)
+        try:
+            self._load(reader, number(self.record.id))
+        except (Corrupt, OSError) as error:
+            self.fault = Corrupt(f"collection {self.record.name!r} cannot be opened: {error}")
+
+    def _load(self, reader: Reader, id_: bytes) -> None:
         self.counters = CollectionCounters.decode(reader.get("collection_counters", id_) or b"{}")
         self.fields = {key[8:].decode(): value.decode() for key, value in reader.scan("fields", id_)}
         for key, value in reader.scan("row_blocks", id_):
             blocks = self.blocks.new if numbers(key)[1] == NEW else self.blocks.supplements
             blocks.append(BlockRecord.decode(value))
-        try:
-            self._load_keys()
-            for key, value in reader.scan("checkpoints", id_):
-                self._load_checkpoint(reader, key, CheckpointRecord.decode(value))
-        except (Corrupt, OSError) as error:
-            self.fault = Corrupt(f"collection {self.record.name!r} cannot be opened: {error}")
+        self._load_keys()
+        for key, value in reader.scan("checkpoints", id_):
+            self._load_checkpoint(reader, key, CheckpointRecord.decode(value))
 
     def checkpoint_at(self, record: CheckpointRecord) -> StoredCheckpoint:
         """The checkpoint of a record, on its place on disk; not part of the collection yet."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from covector.errors import AlreadyExists, Conflict, Corrupt, NotFound, Unavailable, near_matches
+from covector.errors import AlreadyExists, Conflict, Corrupt, CovectorError, NotFound, Unavailable, near_matches
 from covector.types import Space
 from covector_server.metadata.catalog import TABLES, Catalog, number, numbers
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
@@ -20,6 +21,7 @@ from covector_server.storage.disk import Disk
 from covector_server.storage.layout import rows_for
 
 _STORE_KEY = b"store"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +111,24 @@ class Store:
         """Makes every committed row of a collection readable by Zarr tools."""
         for checkpoint in collection.checkpoints.values():
             if not checkpoint.is_published():
-                checkpoint.publish()
+                try:
+                    checkpoint.publish()
+                except OSError as error:
+                    collection.read_only = Unavailable(
+                        f"collection {collection.record.name!r} is read-only: its last shard could not be published "
+                        f"({error}); look at the disk, then restart the server"
+                    )
+                    raise collection.read_only from error
 
     def close(self) -> None:
         """Publishes partial shards and closes the files."""
         for collection in self._by_name.values():
-            if collection.fault is None and collection.read_only is None:
-                self.publish(collection)
-            collection.close()
+            try:
+                if collection.fault is None and collection.read_only is None:
+                    self.publish(collection)
+                collection.close()
+            except (CovectorError, OSError):
+                _log.exception("collection %r could not be published", collection.record.name)
         self.catalog.close()
         os.close(self._lock)
 
@@ -154,8 +166,14 @@ class Store:
                 collection.load(reader)
                 self._by_name[collection.record.name] = collection
         for collection in self._by_name.values():
-            for checkpoint in collection.checkpoints.values() if collection.fault is None else ():
-                self.seal_full_shards(collection, checkpoint)
+            try:
+                for checkpoint in collection.checkpoints.values() if collection.fault is None else ():
+                    self.seal_full_shards(collection, checkpoint)
+            except (CovectorError, OSError) as error:
+                _log.exception("collection %r: a full shard could not be sealed", collection.record.name)
+                collection.read_only = Unavailable(
+                    f"collection {collection.record.name!r} is read-only: a full shard could not be sealed ({error})"
+                )
         self._remove_orphans()
 
     def _remove_orphans(self) -> None:
