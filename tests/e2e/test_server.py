@@ -194,6 +194,16 @@ def test_rows_may_come_before_their_gradients(collection: covector.Collection) -
         collection.add_rows(["b2"], metadata=[{"source": 5}])
 
 
+def test_ignore_keeps_what_is_known_and_takes_what_is_new(collection: covector.Collection) -> None:
+    collection.add_rows(["m"], metadata=[{"source": "books"}])
+    with collection.writer("epoch-1", eta=0.1, on_conflict="ignore") as writer:
+        writer.add(["m"], np.ones((1, DIM)), ["a text"], [{"source": "web", "pages": 3}])
+    row = collection.get(["m"])[0]
+    assert (row.text, row.metadata) == ("a text", {"source": "books"})
+    collection.add_rows(["n"], metadata=[{"pages": "none"}])
+    assert collection.count(where={"pages": "none"}) == 1
+
+
 def test_an_exception_in_the_block_flushes_nothing_further(collection: covector.Collection) -> None:
     with contextlib.suppress(KeyError), collection.writer("epoch-1", eta=0.1) as writer:
         writer.add(["x"], np.ones((1, DIM)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from covector.errors import Conflict, CovectorError, InvalidInput, Unavailable
 from covector.types import Space
@@ -130,6 +131,26 @@ def test_a_seal_that_failed_is_finished_by_a_restart(rig: Rig) -> None:
     rig.committer.call(lambda: None).result()  # sealing follows the acknowledgement
     checkpoint = rig.store.collection("c").checkpoints["one"]
     assert checkpoint.counters.sealed_shard_count == checkpoint.full_shard_count() == 3
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_a_publish_that_failed_half_way_leaves_a_store_that_zarr_reads(rig: Rig, after: int) -> None:
+    rig.store_rows(1, 0, 21)
+    publish = lambda: rig.store.publish(rig.store.collection("c"))  # noqa: E731
+    rig.disk.fault = Fault("sync", after)
+    failed = rig.committer.call(publish).exception()
+    rig.disk.fault = None
+    if after < 4:  # a sync for each array's index
+        assert isinstance(failed, Unavailable)
+        with pytest.raises(Unavailable, match="read-only"):
+            rig.store_rows(2, 21, 30)
+    rig.restart()
+    rig.store_rows(2, 21, 30)
+    directory = rig.store.collection("c").checkpoints["one"].directory
+    for name in ("gradients", "scales", "row_ids", "trak_q"):
+        assert zarr.open_array(directory / name, mode="r")[...].shape[0] == 0  # type: ignore[union-attr]
+    rig.committer.call(publish).result()
+    assert np.asarray(zarr.open_array(directory / "row_ids", mode="r")[...]).tolist() == list(range(30))
 
 
 def test_a_refused_batch_takes_no_other_with_it(rig: Rig) -> None:
