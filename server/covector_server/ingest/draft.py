@@ -8,7 +8,6 @@ Dropping a draft is all that a rollback takes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,20 +17,20 @@ import numpy.typing as npt
 from covector.blocks import column_of, decode_key
 from covector.errors import Conflict, Internal, InvalidInput
 from covector_server.ingest.batch import Batch, Outcome, WriterSpec
+from covector_server.ingest.checkpoint_draft import CheckpointDraft, commit_checkpoint, merged, same_content
 from covector_server.ingest.checks import check_writer
 from covector_server.limits import Limits
 from covector_server.metadata.catalog import Reader, Writer, number
 from covector_server.metadata.fields import Value, canonical, new_fields
 from covector_server.metadata.records import (
     BlockRecord,
-    CheckpointCounters,
     CheckpointRecord,
     CollectionCounters,
     WriterRecord,
 )
 from covector_server.storage.checkpoint import StoredCheckpoint
-from covector_server.storage.collection import StoredCollection, positions_by_shard
-from covector_server.storage.contract import ArrayState, Rows
+from covector_server.storage.collection import StoredCollection
+from covector_server.storage.contract import Rows
 from covector_server.storage.row_log import NEW, SUPPLEMENT, Block
 from covector_server.storage.store import Store
 from covector_server.storage.view import RowDetails, RowIds
@@ -44,38 +43,6 @@ class News:
     row: int
     text: bytes | None
     metadata: Mapping[str, Value] | None
-
-
-@dataclass(slots=True)
-class CheckpointDraft:
-    """One checkpoint with the group's rows."""
-
-    stored: StoredCheckpoint
-    is_new: bool
-    states: dict[str, ArrayState]
-    zero_row_count: int
-    positions: dict[int, int]  # row id -> position, of the group's rows
-    dead: list[int]  # positions replaced
-
-    @property
-    def row_count(self) -> int:
-        """Positions used, the group's included."""
-        return self.states["gradients"].row_count
-
-    def find(self, row_ids: RowIds) -> npt.NDArray[np.int64]:
-        """The positions of rows, the group's included, -1 for none."""
-        found = self.stored.positions.find(row_ids)
-        if self.positions:
-            own = np.fromiter((self.positions.get(row_id, -1) for row_id in row_ids.tolist()), np.int64, len(row_ids))
-            found = np.where(own >= 0, own, found)
-        return found
-
-    def counters(self) -> CheckpointCounters:
-        """What the catalog will say."""
-        checksums = {name: state.checksum for name, state in self.states.items()}
-        return replace(
-            self.stored.counters, row_count=self.row_count, zero_row_count=self.zero_row_count, checksums=checksums
-        )
 
 
 class CollectionDraft:
@@ -144,7 +111,7 @@ class CollectionDraft:
         for writer_id, mark in self._writers.items():
             writer.put("writers", number(id_) + writer_id.encode(), mark.encode())
         for draft in self._checkpoints.values():
-            _commit_checkpoint(writer, id_, draft)
+            commit_checkpoint(writer, id_, draft)
 
     def _check_counters(self, reader: Reader) -> None:
         committed = CollectionCounters.decode(
@@ -167,7 +134,7 @@ class CollectionDraft:
         for draft in self._checkpoints.values():
             row_ids = np.fromiter(draft.positions.keys(), dtype=np.int64, count=len(draft.positions))
             positions = np.fromiter(draft.positions.values(), dtype=np.int64, count=len(draft.positions))
-            draft.stored.dead = _merged(draft.stored.dead, draft.dead)
+            draft.stored.dead = merged(draft.stored.dead, draft.dead)
             draft.stored.positions = draft.stored.positions.with_rows(row_ids, positions)
             draft.stored.counters = draft.counters()
             collection.checkpoints[draft.stored.record.name] = draft.stored
@@ -277,7 +244,7 @@ class CollectionDraft:
         positions = draft.find(row_ids)
         chosen = positions < 0
         for row in np.flatnonzero(~chosen).tolist():
-            if _same_content(draft, int(positions[row]), batch, row) or spec.on_conflict == "ignore":
+            if same_content(draft, int(positions[row]), batch, row) or spec.on_conflict == "ignore":
                 continue
             if spec.on_conflict == "error":
                 key = decode_key(batch.keys[row])
@@ -375,38 +342,6 @@ def last_batch(reader: Reader, collection: StoredCollection, writer_id: str) -> 
     """The last batch stored for a writer, None for none."""
     stored = reader.get("writers", number(collection.record.id) + writer_id.encode())
     return None if stored is None else WriterRecord.decode(stored)
-
-
-def _commit_checkpoint(writer: Writer, collection_id: int, draft: CheckpointDraft) -> None:
-    record = draft.stored.record
-    key = number(collection_id, record.id)
-    committed = CheckpointCounters.decode(writer.get("checkpoint_counters", key) or b"{}")
-    if committed.row_count != draft.stored.counters.row_count:
-        raise Internal(
-            f"checkpoint {record.name!r} has {committed.row_count} rows in the catalog, "
-            f"{draft.stored.counters.row_count} in memory; restart the server"
-        )
-    if draft.is_new:
-        writer.put("checkpoints", key, record.encode())
-    writer.put("checkpoint_counters", key, draft.counters().encode())
-    if draft.dead:
-        for shard, positions in positions_by_shard(_merged(draft.stored.dead, draft.dead), record.shard_rows):
-            writer.put("tombstones", number(collection_id, record.id, shard), positions)
-
-
-def _merged(dead: npt.NDArray[np.int64], more: list[int]) -> npt.NDArray[np.int64]:
-    return np.union1d(dead, np.array(more, dtype=np.int64)) if more else dead
-
-
-def _same_content(draft: CheckpointDraft, position: int, batch: Batch, row: int) -> bool:
-    assert batch.rows is not None
-    committed = draft.stored.counters.row_count
-    stored = {name: array.read(position, position + 1, committed)[0] for name, array in draft.stored.arrays.items()}
-    same_q = stored["trak_q"] == batch.trak_q[row] or (
-        math.isnan(float(stored["trak_q"])) and math.isnan(float(batch.trak_q[row]))
-    )
-    same_rows = np.array_equal(stored["gradients"].view(np.uint16), batch.rows[row].view(np.uint16))
-    return bool(same_rows and same_q and stored["scales"] == batch.scales[row])
 
 
 def _check_agreement(what: str, known: object, given: object, key: bytes) -> None:
