@@ -70,14 +70,15 @@ class CollectionDraft:
         row_ids = self._find_keys(batch.keys)
         is_new = row_ids < 0
         supplement = self._check_details(batch, row_ids, spec)
-        fields = self._check_fields(supplement if not is_new.any() else [*_news(batch, is_new), *supplement])
+        new_rows = _news(batch, is_new)
+        fields = self._check_fields([*new_rows, *supplement])
         checkpoint = None if spec.checkpoint is None else self._checkpoint(spec, spec.checkpoint)
         row_ids[is_new] = self._counters.next_row_id + np.arange(is_new.sum())
         chosen = np.ones(len(batch), dtype=bool)
         if checkpoint is not None:
             chosen = self._choose_rows(checkpoint, spec, batch, row_ids)
         self._fields.update(fields)
-        self._write_new_rows(batch, row_ids, is_new)
+        self._write_new_rows(batch, row_ids, new_rows)
         self._write_supplement(batch, row_ids, supplement)
         if checkpoint is None:
             stored, zero_rows = int(is_new.sum()), 0
@@ -256,19 +257,16 @@ class CollectionDraft:
             chosen[row] = True
         return chosen
 
-    def _write_new_rows(self, batch: Batch, row_ids: RowIds, is_new: npt.NDArray[np.bool_]) -> None:
-        rows = np.flatnonzero(is_new).tolist()
-        if not rows:
+    def _write_new_rows(self, batch: Batch, row_ids: RowIds, news: list[News]) -> None:
+        if not news:
             return
-        self._append(NEW, batch, row_ids, _news(batch, is_new))
-        self._counters = replace(self._counters, next_row_id=self._counters.next_row_id + len(rows))
-        self._row_ids.update((batch.keys[row], int(row_ids[row])) for row in rows)
-        for row in rows:
-            text = batch.texts[row]
-            metadata = batch.metadata[row]
-            self._details[int(row_ids[row])] = RowDetails(
-                batch.keys[row], None if text is None else text.decode(), None if metadata is None else dict(metadata)
-            )
+        self._append(NEW, batch, row_ids, news)
+        self._counters = replace(self._counters, next_row_id=self._counters.next_row_id + len(news))
+        for one in news:
+            key, row_id = batch.keys[one.row], int(row_ids[one.row])
+            text = None if one.text is None else one.text.decode()
+            self._row_ids[key] = row_id
+            self._details[row_id] = RowDetails(key, text, None if one.metadata is None else dict(one.metadata))
 
     def _write_supplement(self, batch: Batch, row_ids: RowIds, news: list[News]) -> None:
         if not news:
