@@ -26,7 +26,7 @@ from covector.v1 import operations_pb2 as covector_dot_v1_dot_operations__pb2
 from covector.v1 import types_pb2 as covector_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ovector/v1/collections.proto\x12\x0b\x63ovector.v1\x1a\x1c\x63ovector/v1/operations.proto\x1a\x17\x63ovector/v1/types.proto\"\x80\x01\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12!\n\x05space\x18\x03 \x01(\x0b\x32\x12.covector.v1.Space\x12\x11\n\trow_count\x18\x04 \x01(\x04\x12\"\n\x06\x66ields\x18\x05 \x03(\x0b\x32\x12.covector.v1.Field\"#\n\x05\x46ield\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\"\xbe\x01\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x65ta\x18\x02 \x01(\x01\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\'\n\x04kind\x18\x04 \x01(\x0b\x32\x19.covector.v1.GradientKind\x12\x11\n\trow_count\x18\x05 \x01(\x04\x12\x16\n\x0ezero_row_count\x18\x06 \x01(\x04\x12\x0c\n\x04path\x18\x07 \x01(\t\x12\x1b\n\x13published_row_count\x18\x08 \x01(\x04\"p\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05space\x18\x02 \x01(\x0b\x32\x12.covector.v1.Space\x12\x10\n\x08\x65xist_ok\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"G\n\x18\x43reateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.covector.v1.Collection\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.covector.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.covector.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17\x44\x65leteCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"-\n\x18\x44\x65leteCollectionResponse\x12\x11\n\trow_count\x18\x01 \x01(\x04\"S\n\x16ListCheckpointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x17ListCheckpointsResponse\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.covector.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x18PublishCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"F\n\x19PublishCollectionResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation2\xce\x04\n\x12\x43ollectionsService\x12_\n\x10\x43reateCollection\x12$.covector.v1.CreateCollectionRequest\x1a%.covector.v1.CreateCollectionResponse\x12V\n\rGetCollection\x12!.covector.v1.GetCollectionRequest\x1a\".covector.v1.GetCollectionResponse\x12\\\n\x0fListCollections\x12#.covector.v1.ListCollectionsRequest\x1a$.covector.v1.ListCollectionsResponse\x12_\n\x10\x44\x65leteCollection\x12$.covector.v1.DeleteCollectionRequest\x1a%.covector.v1.DeleteCollectionResponse\x12\\\n\x0fListCheckpoints\x12#.covector.v1.ListCheckpointsRequest\x1a$.covector.v1.ListCheckpointsResponse\x12\x62\n\x11PublishCollection\x12%.covector.v1.PublishCollectionRequest\x1a&.covector.v1.PublishCollectionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63ovector/v1/collections.proto\x12\x0b\x63ovector.v1\x1a\x1c\x63ovector/v1/operations.proto\x1a\x17\x63ovector/v1/types.proto\"\xb5\x01\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12!\n\x05space\x18\x03 \x01(\x0b\x32\x12.covector.v1.Space\x12\x11\n\trow_count\x18\x04 \x01(\x04\x12\"\n\x06\x66ields\x18\x05 \x03(\x0b\x32\x12.covector.v1.Field\x12\x19\n\x11\x64\x65leted_row_count\x18\x06 \x01(\x04\x12\x18\n\x10read_only_reason\x18\x07 \x01(\t\"#\n\x05\x46ield\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\"\xd6\x01\n\nCheckpoint\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x65ta\x18\x02 \x01(\x01\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\'\n\x04kind\x18\x04 \x01(\x0b\x32\x19.covector.v1.GradientKind\x12\x11\n\trow_count\x18\x05 \x01(\x04\x12\x16\n\x0ezero_row_count\x18\x06 \x01(\x04\x12\x0c\n\x04path\x18\x07 \x01(\t\x12\x1b\n\x13published_row_count\x18\x08 \x01(\x04\x12\x16\n\x0e\x64\x65\x61\x64_row_count\x18\t \x01(\x04\"p\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05space\x18\x02 \x01(\x0b\x32\x12.covector.v1.Space\x12\x10\n\x08\x65xist_ok\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"G\n\x18\x43reateCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.covector.v1.Collection\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x15GetCollectionResponse\x12+\n\ncollection\x18\x01 \x01(\x0b\x32\x17.covector.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x17ListCollectionsResponse\x12,\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x17.covector.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x17\x44\x65leteCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"-\n\x18\x44\x65leteCollectionResponse\x12\x11\n\trow_count\x18\x01 \x01(\x04\"S\n\x16ListCheckpointsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x17ListCheckpointsResponse\x12,\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x17.covector.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x18PublishCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"F\n\x19PublishCollectionResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation\"B\n\x18\x43ompactCollectionRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"F\n\x19\x43ompactCollectionResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation2\xb2\x05\n\x12\x43ollectionsService\x12_\n\x10\x43reateCollection\x12$.covector.v1.CreateCollectionRequest\x1a%.covector.v1.CreateCollectionResponse\x12V\n\rGetCollection\x12!.covector.v1.GetCollectionRequest\x1a\".covector.v1.GetCollectionResponse\x12\\\n\x0fListCollections\x12#.covector.v1.ListCollectionsRequest\x1a$.covector.v1.ListCollectionsResponse\x12_\n\x10\x44\x65leteCollection\x12$.covector.v1.DeleteCollectionRequest\x1a%.covector.v1.DeleteCollectionResponse\x12\\\n\x0fListCheckpoints\x12#.covector.v1.ListCheckpointsRequest\x1a$.covector.v1.ListCheckpointsResponse\x12\x62\n\x11PublishCollection\x12%.covector.v1.PublishCollectionRequest\x1a&.covector.v1.PublishCollectionResponse\x12\x62\n\x11\x43ompactCollection\x12%.covector.v1.CompactCollectionRequest\x1a&.covector.v1.CompactCollectionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,35 +34,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'covector.v1.collections_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COLLECTION']._serialized_start=102
-  _globals['_COLLECTION']._serialized_end=230
-  _globals['_FIELD']._serialized_start=232
-  _globals['_FIELD']._serialized_end=267
-  _globals['_CHECKPOINT']._serialized_start=270
-  _globals['_CHECKPOINT']._serialized_end=460
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=462
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=574
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=576
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=647
-  _globals['_GETCOLLECTIONREQUEST']._serialized_start=649
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=685
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=687
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=755
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=757
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=820
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=822
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=918
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=920
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=979
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=981
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1026
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1028
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1111
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1113
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1209
-  _globals['_PUBLISHCOLLECTIONREQUEST']._serialized_start=1211
-  _globals['_PUBLISHCOLLECTIONREQUEST']._serialized_end=1277
-  _globals['_PUBLISHCOLLECTIONRESPONSE']._serialized_start=1279
-  _globals['_PUBLISHCOLLECTIONRESPONSE']._serialized_end=1349
-  _globals['_COLLECTIONSSERVICE']._serialized_start=1352
-  _globals['_COLLECTIONSSERVICE']._serialized_end=1942
+  _globals['_COLLECTION']._serialized_end=283
+  _globals['_FIELD']._serialized_start=285
+  _globals['_FIELD']._serialized_end=320
+  _globals['_CHECKPOINT']._serialized_start=323
+  _globals['_CHECKPOINT']._serialized_end=537
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=539
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=651
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=653
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=724
+  _globals['_GETCOLLECTIONREQUEST']._serialized_start=726
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=762
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=764
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=832
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=834
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=897
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=899
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=995
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=997
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1056
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1058
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1103
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=1105
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=1188
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=1190
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=1286
+  _globals['_PUBLISHCOLLECTIONREQUEST']._serialized_start=1288
+  _globals['_PUBLISHCOLLECTIONREQUEST']._serialized_end=1354
+  _globals['_PUBLISHCOLLECTIONRESPONSE']._serialized_start=1356
+  _globals['_PUBLISHCOLLECTIONRESPONSE']._serialized_end=1426
+  _globals['_COMPACTCOLLECTIONREQUEST']._serialized_start=1428
+  _globals['_COMPACTCOLLECTIONREQUEST']._serialized_end=1494
+  _globals['_COMPACTCOLLECTIONRESPONSE']._serialized_start=1496
+  _globals['_COMPACTCOLLECTIONRESPONSE']._serialized_end=1566
+  _globals['_COLLECTIONSSERVICE']._serialized_start=1569
+  _globals['_COLLECTIONSSERVICE']._serialized_end=2259
 # @@protoc_insertion_point(module_scope)

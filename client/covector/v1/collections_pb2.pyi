@@ -9,18 +9,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Collection(_message.Message):
-    __slots__ = ("name", "id", "space", "row_count", "fields")
+    __slots__ = ("name", "id", "space", "row_count", "fields", "deleted_row_count", "read_only_reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     SPACE_FIELD_NUMBER: _ClassVar[int]
     ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
+    DELETED_ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     id: int
     space: _types_pb2.Space
     row_count: int
     fields: _containers.RepeatedCompositeFieldContainer[Field]
-    def __init__(self, name: _Optional[str] = ..., id: _Optional[int] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., row_count: _Optional[int] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ...) -> None: ...
+    deleted_row_count: int
+    read_only_reason: str
+    def __init__(self, name: _Optional[str] = ..., id: _Optional[int] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., row_count: _Optional[int] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., deleted_row_count: _Optional[int] = ..., read_only_reason: _Optional[str] = ...) -> None: ...
 
 class Field(_message.Message):
     __slots__ = ("name", "type")
@@ -31,7 +35,7 @@ class Field(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
-    __slots__ = ("name", "eta", "weights_digest", "kind", "row_count", "zero_row_count", "path", "published_row_count")
+    __slots__ = ("name", "eta", "weights_digest", "kind", "row_count", "zero_row_count", "path", "published_row_count", "dead_row_count")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +44,7 @@ class Checkpoint(_message.Message):
     ZERO_ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DEAD_ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
     name: str
     eta: float
     weights_digest: str
@@ -48,7 +53,8 @@ class Checkpoint(_message.Message):
     zero_row_count: int
     path: str
     published_row_count: int
-    def __init__(self, name: _Optional[str] = ..., eta: _Optional[float] = ..., weights_digest: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., row_count: _Optional[int] = ..., zero_row_count: _Optional[int] = ..., path: _Optional[str] = ..., published_row_count: _Optional[int] = ...) -> None: ...
+    dead_row_count: int
+    def __init__(self, name: _Optional[str] = ..., eta: _Optional[float] = ..., weights_digest: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., row_count: _Optional[int] = ..., zero_row_count: _Optional[int] = ..., path: _Optional[str] = ..., published_row_count: _Optional[int] = ..., dead_row_count: _Optional[int] = ...) -> None: ...
 
 class CreateCollectionRequest(_message.Message):
     __slots__ = ("name", "space", "exist_ok", "request_id")
@@ -137,6 +143,20 @@ class PublishCollectionRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class PublishCollectionResponse(_message.Message):
+    __slots__ = ("operation",)
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    operation: _operations_pb2.Operation
+    def __init__(self, operation: _Optional[_Union[_operations_pb2.Operation, _Mapping]] = ...) -> None: ...
+
+class CompactCollectionRequest(_message.Message):
+    __slots__ = ("collection", "request_id")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class CompactCollectionResponse(_message.Message):
     __slots__ = ("operation",)
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     operation: _operations_pb2.Operation

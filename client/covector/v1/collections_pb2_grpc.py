@@ -65,6 +65,11 @@ class CollectionsServiceStub(object):
                 request_serializer=covector_dot_v1_dot_collections__pb2.PublishCollectionRequest.SerializeToString,
                 response_deserializer=covector_dot_v1_dot_collections__pb2.PublishCollectionResponse.FromString,
                 _registered_method=True)
+        self.CompactCollection = channel.unary_unary(
+                '/covector.v1.CollectionsService/CompactCollection',
+                request_serializer=covector_dot_v1_dot_collections__pb2.CompactCollectionRequest.SerializeToString,
+                response_deserializer=covector_dot_v1_dot_collections__pb2.CompactCollectionResponse.FromString,
+                _registered_method=True)
 
 
 class CollectionsServiceServicer(object):
@@ -113,6 +118,14 @@ class CollectionsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompactCollection(self, request, context):
+        """Starts an operation that takes deleted and replaced rows out of every file, and frees their space. Ingest and
+        queries go on. Where few rows are dead, only the files that hold them are rewritten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CollectionsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +158,11 @@ def add_CollectionsServiceServicer_to_server(servicer, server):
                     servicer.PublishCollection,
                     request_deserializer=covector_dot_v1_dot_collections__pb2.PublishCollectionRequest.FromString,
                     response_serializer=covector_dot_v1_dot_collections__pb2.PublishCollectionResponse.SerializeToString,
+            ),
+            'CompactCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompactCollection,
+                    request_deserializer=covector_dot_v1_dot_collections__pb2.CompactCollectionRequest.FromString,
+                    response_serializer=covector_dot_v1_dot_collections__pb2.CompactCollectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +328,33 @@ class CollectionsService(object):
             '/covector.v1.CollectionsService/PublishCollection',
             covector_dot_v1_dot_collections__pb2.PublishCollectionRequest.SerializeToString,
             covector_dot_v1_dot_collections__pb2.PublishCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompactCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/covector.v1.CollectionsService/CompactCollection',
+            covector_dot_v1_dot_collections__pb2.CompactCollectionRequest.SerializeToString,
+            covector_dot_v1_dot_collections__pb2.CompactCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

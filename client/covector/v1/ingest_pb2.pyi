@@ -49,7 +49,7 @@ class OpenWriter(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., writer_id: _Optional[str] = ..., checkpoint: _Optional[str] = ..., eta: _Optional[float] = ..., weights_digest: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., on_conflict: _Optional[_Union[ConflictPolicy, str]] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("sequence", "row_count", "keys", "scales", "trak_q", "texts", "metadata", "gradients_crc32", "gradients_size", "gradients")
+    __slots__ = ("sequence", "row_count", "keys", "scales", "trak_q", "texts", "metadata", "gradients_crc32", "gradients_size", "gradients_sum64", "gradients")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Batch(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_CRC32_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_SIZE_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_SUM64_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     row_count: int
@@ -69,8 +70,9 @@ class Batch(_message.Message):
     metadata: _types_pb2.BinaryColumn
     gradients_crc32: int
     gradients_size: int
+    gradients_sum64: int
     gradients: bytes
-    def __init__(self, sequence: _Optional[int] = ..., row_count: _Optional[int] = ..., keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scales: _Optional[bytes] = ..., trak_q: _Optional[bytes] = ..., texts: _Optional[_Union[_types_pb2.BinaryColumn, _Mapping]] = ..., metadata: _Optional[_Union[_types_pb2.BinaryColumn, _Mapping]] = ..., gradients_crc32: _Optional[int] = ..., gradients_size: _Optional[int] = ..., gradients: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., row_count: _Optional[int] = ..., keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scales: _Optional[bytes] = ..., trak_q: _Optional[bytes] = ..., texts: _Optional[_Union[_types_pb2.BinaryColumn, _Mapping]] = ..., metadata: _Optional[_Union[_types_pb2.BinaryColumn, _Mapping]] = ..., gradients_crc32: _Optional[int] = ..., gradients_size: _Optional[int] = ..., gradients_sum64: _Optional[int] = ..., gradients: _Optional[bytes] = ...) -> None: ...
 
 class BatchPart(_message.Message):
     __slots__ = ("gradients",)

@@ -19,12 +19,33 @@ class MissingRows(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISSING_ROWS_UNSPECIFIED: _ClassVar[MissingRows]
     MISSING_ROWS_OMIT: _ClassVar[MissingRows]
     MISSING_ROWS_ZERO: _ClassVar[MissingRows]
+
+class DamagedRows(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DAMAGED_ROWS_UNSPECIFIED: _ClassVar[DamagedRows]
+    DAMAGED_ROWS_FAIL: _ClassVar[DamagedRows]
+    DAMAGED_ROWS_OMIT: _ClassVar[DamagedRows]
 REDUCE_UNSPECIFIED: Reduce
 REDUCE_MEAN: Reduce
 REDUCE_MAX: Reduce
 MISSING_ROWS_UNSPECIFIED: MissingRows
 MISSING_ROWS_OMIT: MissingRows
 MISSING_ROWS_ZERO: MissingRows
+DAMAGED_ROWS_UNSPECIFIED: DamagedRows
+DAMAGED_ROWS_FAIL: DamagedRows
+DAMAGED_ROWS_OMIT: DamagedRows
+
+class Damage(_message.Message):
+    __slots__ = ("checkpoint", "path", "message", "row_count")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: str
+    path: str
+    message: str
+    row_count: int
+    def __init__(self, checkpoint: _Optional[str] = ..., path: _Optional[str] = ..., message: _Optional[str] = ..., row_count: _Optional[int] = ...) -> None: ...
 
 class CheckpointQuery(_message.Message):
     __slots__ = ("name", "weights_digest")
@@ -35,7 +56,7 @@ class CheckpointQuery(_message.Message):
     def __init__(self, name: _Optional[str] = ..., weights_digest: _Optional[str] = ...) -> None: ...
 
 class QuerySpec(_message.Message):
-    __slots__ = ("collection", "checkpoints", "query_count", "scorer", "where_json", "groups", "reduce", "missing", "space", "kind", "exact")
+    __slots__ = ("collection", "checkpoints", "query_count", "scorer", "where_json", "groups", "reduce", "missing", "space", "kind", "exact", "damaged")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     QUERY_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +68,7 @@ class QuerySpec(_message.Message):
     SPACE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     collection: str
     checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointQuery]
     query_count: int
@@ -58,7 +80,8 @@ class QuerySpec(_message.Message):
     space: _types_pb2.Space
     kind: _types_pb2.GradientKind
     exact: bool
-    def __init__(self, collection: _Optional[str] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointQuery, _Mapping]]] = ..., query_count: _Optional[int] = ..., scorer: _Optional[str] = ..., where_json: _Optional[str] = ..., groups: _Optional[_Iterable[int]] = ..., reduce: _Optional[_Union[Reduce, str]] = ..., missing: _Optional[_Union[MissingRows, str]] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., exact: bool = ...) -> None: ...
+    damaged: DamagedRows
+    def __init__(self, collection: _Optional[str] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointQuery, _Mapping]]] = ..., query_count: _Optional[int] = ..., scorer: _Optional[str] = ..., where_json: _Optional[str] = ..., groups: _Optional[_Iterable[int]] = ..., reduce: _Optional[_Union[Reduce, str]] = ..., missing: _Optional[_Union[MissingRows, str]] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., exact: bool = ..., damaged: _Optional[_Union[DamagedRows, str]] = ...) -> None: ...
 
 class VectorPart(_message.Message):
     __slots__ = ("data",)
@@ -97,20 +120,22 @@ class Stage(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows_in: _Optional[int] = ..., rows_out: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class QuerySummary(_message.Message):
-    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer")
+    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer", "damages")
     EXACT_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     FIT_FIELD_NUMBER: _ClassVar[int]
     RESULT_COUNT_FIELD_NUMBER: _ClassVar[int]
     SCORER_FIELD_NUMBER: _ClassVar[int]
+    DAMAGES_FIELD_NUMBER: _ClassVar[int]
     exact: bool
     stages: _containers.RepeatedCompositeFieldContainer[Stage]
     index: str
     fit: str
     result_count: int
     scorer: str
-    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ...) -> None: ...
+    damages: _containers.RepeatedCompositeFieldContainer[Damage]
+    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("key", "score", "text", "metadata_json")
@@ -151,11 +176,13 @@ class ScoresRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[QuerySpec, _Mapping]] = ..., vectors: _Optional[_Union[VectorPart, _Mapping]] = ...) -> None: ...
 
 class ScoresResponse(_message.Message):
-    __slots__ = ("keys", "scores", "result_count")
+    __slots__ = ("keys", "scores", "result_count", "damages")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     RESULT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DAMAGES_FIELD_NUMBER: _ClassVar[int]
     keys: _types_pb2.KeyColumn
     scores: bytes
     result_count: int
-    def __init__(self, keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scores: _Optional[bytes] = ..., result_count: _Optional[int] = ...) -> None: ...
+    damages: _containers.RepeatedCompositeFieldContainer[Damage]
+    def __init__(self, keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scores: _Optional[bytes] = ..., result_count: _Optional[int] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ...) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from covector.v1 import types_pb2 as covector_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ovector/v1/rows.proto\x12\x0b\x63ovector.v1\x1a\x17\x63ovector/v1/types.proto\"q\n\x0eGetRowsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12$\n\x04keys\x18\x02 \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x12\n\ncheckpoint\x18\x03 \x01(\t\x12\x11\n\tgradients\x18\x04 \x01(\x08\"\x9e\x01\n\x0fGetRowsResponse\x12\x11\n\trow_count\x18\x01 \x01(\r\x12(\n\x05texts\x18\x02 \x01(\x0b\x32\x19.covector.v1.BinaryColumn\x12+\n\x08metadata\x18\x03 \x01(\x0b\x32\x19.covector.v1.BinaryColumn\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x11\n\tgradients\x18\x0f \x01(\x0c\"b\n\x12ListMissingRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12$\n\x04keys\x18\x03 \x01(\x0b\x32\x16.covector.v1.KeyColumn\"(\n\x13ListMissingResponse\x12\x11\n\tpositions\x18\x01 \x01(\x0c\":\n\x10\x43ountRowsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\nwhere_json\x18\x02 \x01(\t\"&\n\x11\x43ountRowsResponse\x12\x11\n\trow_count\x18\x01 \x01(\x04\x32\xf7\x01\n\x0bRowsService\x12\x46\n\x07GetRows\x12\x1b.covector.v1.GetRowsRequest\x1a\x1c.covector.v1.GetRowsResponse0\x01\x12T\n\x0bListMissing\x12\x1f.covector.v1.ListMissingRequest\x1a .covector.v1.ListMissingResponse(\x01\x30\x01\x12J\n\tCountRows\x12\x1d.covector.v1.CountRowsRequest\x1a\x1e.covector.v1.CountRowsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ovector/v1/rows.proto\x12\x0b\x63ovector.v1\x1a\x17\x63ovector/v1/types.proto\"q\n\x0eGetRowsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12$\n\x04keys\x18\x02 \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x12\n\ncheckpoint\x18\x03 \x01(\t\x12\x11\n\tgradients\x18\x04 \x01(\x08\"\x9e\x01\n\x0fGetRowsResponse\x12\x11\n\trow_count\x18\x01 \x01(\r\x12(\n\x05texts\x18\x02 \x01(\x0b\x32\x19.covector.v1.BinaryColumn\x12+\n\x08metadata\x18\x03 \x01(\x0b\x32\x19.covector.v1.BinaryColumn\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x11\n\tgradients\x18\x0f \x01(\x0c\"b\n\x12ListMissingRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12$\n\x04keys\x18\x03 \x01(\x0b\x32\x16.covector.v1.KeyColumn\"(\n\x13ListMissingResponse\x12\x11\n\tpositions\x18\x01 \x01(\x0c\":\n\x10\x43ountRowsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x12\n\nwhere_json\x18\x02 \x01(\t\"&\n\x11\x43ountRowsResponse\x12\x11\n\trow_count\x18\x01 \x01(\x04\"u\n\x11\x44\x65leteRowsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12$\n\x04keys\x18\x02 \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x12\n\nwhere_json\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\'\n\x12\x44\x65leteRowsResponse\x12\x11\n\trow_count\x18\x01 \x01(\x04\x32\xc6\x02\n\x0bRowsService\x12\x46\n\x07GetRows\x12\x1b.covector.v1.GetRowsRequest\x1a\x1c.covector.v1.GetRowsResponse0\x01\x12T\n\x0bListMissing\x12\x1f.covector.v1.ListMissingRequest\x1a .covector.v1.ListMissingResponse(\x01\x30\x01\x12J\n\tCountRows\x12\x1d.covector.v1.CountRowsRequest\x1a\x1e.covector.v1.CountRowsResponse\x12M\n\nDeleteRows\x12\x1e.covector.v1.DeleteRowsRequest\x1a\x1f.covector.v1.DeleteRowsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COUNTROWSREQUEST']._serialized_end=540
   _globals['_COUNTROWSRESPONSE']._serialized_start=542
   _globals['_COUNTROWSRESPONSE']._serialized_end=580
-  _globals['_ROWSSERVICE']._serialized_start=583
-  _globals['_ROWSSERVICE']._serialized_end=830
+  _globals['_DELETEROWSREQUEST']._serialized_start=582
+  _globals['_DELETEROWSREQUEST']._serialized_end=699
+  _globals['_DELETEROWSRESPONSE']._serialized_start=701
+  _globals['_DELETEROWSRESPONSE']._serialized_end=740
+  _globals['_ROWSSERVICE']._serialized_start=743
+  _globals['_ROWSSERVICE']._serialized_end=1069
 # @@protoc_insertion_point(module_scope)

@@ -61,3 +61,21 @@ class CountRowsResponse(_message.Message):
     ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
     row_count: int
     def __init__(self, row_count: _Optional[int] = ...) -> None: ...
+
+class DeleteRowsRequest(_message.Message):
+    __slots__ = ("collection", "keys", "where_json", "request_id")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    WHERE_JSON_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    keys: _types_pb2.KeyColumn
+    where_json: str
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., where_json: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class DeleteRowsResponse(_message.Message):
+    __slots__ = ("row_count",)
+    ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    row_count: int
+    def __init__(self, row_count: _Optional[int] = ...) -> None: ...

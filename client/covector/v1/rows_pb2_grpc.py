@@ -50,6 +50,11 @@ class RowsServiceStub(object):
                 request_serializer=covector_dot_v1_dot_rows__pb2.CountRowsRequest.SerializeToString,
                 response_deserializer=covector_dot_v1_dot_rows__pb2.CountRowsResponse.FromString,
                 _registered_method=True)
+        self.DeleteRows = channel.unary_unary(
+                '/covector.v1.RowsService/DeleteRows',
+                request_serializer=covector_dot_v1_dot_rows__pb2.DeleteRowsRequest.SerializeToString,
+                response_deserializer=covector_dot_v1_dot_rows__pb2.DeleteRowsResponse.FromString,
+                _registered_method=True)
 
 
 class RowsServiceServicer(object):
@@ -77,6 +82,14 @@ class RowsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRows(self, request, context):
+        """Deletes rows, by key or by filter, at every checkpoint at once: no read sees them after the answer. Their bytes stay
+        in files until the collection is compacted. A key that is deleted may be written again, as a new row.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RowsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_RowsServiceServicer_to_server(servicer, server):
                     servicer.CountRows,
                     request_deserializer=covector_dot_v1_dot_rows__pb2.CountRowsRequest.FromString,
                     response_serializer=covector_dot_v1_dot_rows__pb2.CountRowsResponse.SerializeToString,
+            ),
+            'DeleteRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRows,
+                    request_deserializer=covector_dot_v1_dot_rows__pb2.DeleteRowsRequest.FromString,
+                    response_serializer=covector_dot_v1_dot_rows__pb2.DeleteRowsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class RowsService(object):
             '/covector.v1.RowsService/CountRows',
             covector_dot_v1_dot_rows__pb2.CountRowsRequest.SerializeToString,
             covector_dot_v1_dot_rows__pb2.CountRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/covector.v1.RowsService/DeleteRows',
+            covector_dot_v1_dot_rows__pb2.DeleteRowsRequest.SerializeToString,
+            covector_dot_v1_dot_rows__pb2.DeleteRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,6 +26,9 @@ Table = Literal[
     "writers",  # id, writer id -> last sequence stored
     "row_blocks",  # id, kind, number -> where the block lies
     "tombstones",  # id, checkpoint id, shard -> dead positions
+    "deleted_rows",  # id, row id >> 16 -> deleted rows of that range
+    "key_runs",  # id, number -> a sorted run of the key table
+    "postings",  # id, number -> an index of the metadata of a range of rows
     "operations",  # id -> state
     "requests",  # request id -> its answer
 ]

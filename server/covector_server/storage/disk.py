@@ -16,6 +16,9 @@ from typing import Any
 class Disk:
     """The real disk."""
 
+    def step(self, name: str) -> None:
+        """Called between two steps of a protocol, such as ``commit.synced``: a place where a test ends the process."""
+
     def open(self, path: Path, size_bytes: int) -> int:
         """Opens a file to write, made of ``size_bytes`` (sparse) if it is not there. The caller closes the number."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
