@@ -62,6 +62,12 @@ class Column:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def value(self, row: int) -> bytes | None:
+        """The value of one row, None for an absent one."""
+        if self.present is not None and not self.present[row]:
+            return None
+        return bytes(self.data[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])])
+
     def values(self) -> list[bytes | None]:
         """The values as bytes, None for an absent one."""
         ends = self.ends.tolist()
@@ -179,7 +185,16 @@ class NonFiniteRow(InvalidInput):
 
 def first_non_finite(rows: npt.NDArray[np.float16]) -> int | None:
     """The position of the first row of float16[n, dim] that holds NaN or infinity, or None."""
-    bits = rows.view(np.uint16) & 0x7FFF
-    if bits.size == 0 or int(bits.max()) < 0x7C00:
+    # As signed integers the positive ones that are not finite are the largest, as unsigned ones the negative ones: two
+    # passes, and nothing is copied.
+    if rows.size == 0 or (int(rows.view(np.int16).max()) < 0x7C00 and int(rows.view(np.uint16).max()) < 0xFC00):
         return None
-    return int(np.flatnonzero((bits >= 0x7C00).any(axis=1))[0])
+    return int(np.flatnonzero((rows.view(np.uint16) & 0x7FFF >= 0x7C00).any(axis=1))[0])
+
+
+def sum64(data: bytes | bytearray | memoryview) -> int:
+    """The sum, modulo 2^64, of ``data`` read as little-endian 64-bit words, the last one padded with zeros."""
+    whole = len(data) - len(data) % 8
+    words = np.frombuffer(data, "<u8", count=whole // 8)
+    rest = int.from_bytes(bytes(data[whole:]), "little")
+    return (int(np.add.reduce(words, dtype=np.uint64)) + rest) & 0xFFFF_FFFF_FFFF_FFFF

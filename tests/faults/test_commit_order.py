@@ -28,13 +28,12 @@ class Rig:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.disk = FaultyDisk()
-        self.failing_step: str | None = None
         self.open()
         self.committer.call(lambda: self.store.create_collection("c", Space(dim=DIM), True)).result()
 
     def open(self) -> None:
         self.store = Store(self.data, Sizes(chunk_bytes=64, shard_bytes=256), self.disk)
-        self.committer = Committer(self.store, Limits(), self.on_step)
+        self.committer = Committer(self.store, Limits())
 
     def close(self) -> None:
         self.committer.stop()
@@ -43,11 +42,6 @@ class Rig:
     def restart(self) -> None:
         self.close()
         self.open()
-
-    def on_step(self, step: str) -> None:
-        if step == self.failing_step:
-            self.failing_step = None
-            raise OSError(errno.EIO, "a fault on purpose")
 
     def store_rows(self, sequence: int, first: int, stop: int) -> None:
         self.committer.submit(SPEC, rows(sequence, first, stop)).result()
@@ -72,10 +66,10 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     made.close()
 
 
-@pytest.mark.parametrize("step", ["written", "synced"])
+@pytest.mark.parametrize("step", ["commit.written", "commit.synced"])
 def test_a_group_that_fails_before_the_commit_leaves_no_trace(rig: Rig, step: str) -> None:
     rig.store_rows(1, 0, 30)
-    rig.failing_step = step
+    rig.disk.fault = Fault(step)
     with pytest.raises(Unavailable, match="send again"):
         rig.store_rows(2, 30, 90)
     assert rig.row_count() == 30

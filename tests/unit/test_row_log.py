@@ -1,29 +1,55 @@
 """The row log: blocks come back as they went in, and a damaged one is named."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from covector.blocks import column_of
+from covector.blocks import Column, column_of
 from covector.errors import Corrupt
-from covector_server.storage import row_log
+from covector_server.metadata.records import BlockRecord
 from covector_server.storage.disk import Disk
-from covector_server.storage.row_log import NEW, SUPPLEMENT, Block, RowLog
+from covector_server.storage.row_block import Block, Section, new_block, supplement_block
+from covector_server.storage.row_log import NEW, SUPPLEMENT, RowLog
+from covector_server.storage.syncs import Syncs
 
 
-def block_of(first: int, count: int, kind: int = NEW, text: str = "text ") -> Block:
+@dataclass(frozen=True)
+class Expected:
+    kind: int
+    row_ids: npt.NDArray[np.int64]
+    keys: Column | None
+    texts: Column | None
+    metadata: Column | None = None
+
+    @property
+    def encoded(self) -> bytes:
+        texts, none = Section.of_column(self.texts), Section.of_column(None)
+        if self.kind == SUPPLEMENT:
+            return supplement_block(self.row_ids, texts, none)
+        return new_block(int(self.row_ids[0]), len(self.row_ids), Section.of_column(self.keys), texts, none)
+
+
+def block_of(first: int, count: int, kind: int = NEW, text: str = "text ") -> Expected:
     row_ids = np.arange(first, first + count)
-    return Block(
+    return Expected(
         kind,
         row_ids,
         column_of(f"key {row_id}".encode() for row_id in row_ids) if kind == NEW else None,
         column_of(None if row_id % 3 == 0 else (text * row_id).encode() for row_id in row_ids),
-        None,
     )
 
 
-def assert_same(found: Block, expected: Block) -> None:
+def append(log: RowLog, block: Expected, file: int, offset: int) -> BlockRecord:
+    data = block.encoded
+    file, offset = log.place(len(data), file, offset)
+    log.append(data, file, offset, Syncs())
+    return BlockRecord(file, offset, len(data), int(block.row_ids[0]), int(block.row_ids[-1]), len(block.row_ids))
+
+
+def assert_same(found: Block, expected: Expected) -> None:
     assert found.kind == expected.kind
     np.testing.assert_array_equal(found.row_ids, expected.row_ids)
     for name in ("keys", "texts", "metadata"):
@@ -36,20 +62,18 @@ def assert_same(found: Block, expected: Block) -> None:
 @pytest.mark.parametrize("count", [1, 2, 9, 200])
 def test_blocks_come_back(kind: int, count: int) -> None:
     block = block_of(7, count, kind)
-    assert_same(Block.decode(block.encode()), block)
+    assert_same(Block(block.encoded), block)
 
 
-def test_the_log_reads_what_it_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_log, "FILE_BYTES", 2000)
-    log = RowLog(tmp_path / "rows", Disk())
+def test_the_log_reads_what_it_appended(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "rows", Disk(), file_bytes=2000)
     log.create()
     file, offset, places = 0, 0, []
     for index in range(20):
         block = block_of(index * 10, 10, text="")
-        record = log.append(block, file, offset)
+        record = append(log, block, file, offset)
         file, offset = record.file, record.offset_bytes + record.size_bytes
         places.append((record, block))
-    log.sync()
     assert file > 1
     for reader in (log, RowLog(tmp_path / "rows", Disk())):
         for record, block in places:
@@ -61,15 +85,17 @@ def test_the_log_reads_what_it_appended(tmp_path: Path, monkeypatch: pytest.Monk
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     log = RowLog(tmp_path / "rows", Disk())
     log.create()
-    record = log.append(block_of(0, 12), 0, 0)
-    log.sync()
+    record = append(log, block_of(0, 12), 0, 0)
     log.close()
     path = next((tmp_path / "rows").iterdir())
     good = path.read_bytes()
     for offset in range(len(good)):
         path.write_bytes(good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :])
-        with pytest.raises(Corrupt, match="ids 0 to 11"):
-            RowLog(tmp_path / "rows", Disk()).read(record)
+        with pytest.raises(Corrupt):
+            RowLog(tmp_path / "rows", Disk()).read(record).check()
+    path.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    with pytest.raises(Corrupt, match="ids 0 to 11"):
+        RowLog(tmp_path / "rows", Disk()).read(record)
     path.write_bytes(good[:-1])
     with pytest.raises(Corrupt):
-        RowLog(tmp_path / "rows", Disk()).read(record)
+        RowLog(tmp_path / "rows", Disk()).read(record).check()

@@ -2,45 +2,111 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from covector.errors import Internal
-from covector_server.ingest.batch import Batch
+from covector.blocks import decode_key
+from covector.errors import Conflict, Internal
+from covector_server.ingest.batch import Batch, WriterSpec
 from covector_server.metadata.catalog import Writer, number
 from covector_server.metadata.records import CheckpointCounters
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import positions_by_shard
-from covector_server.storage.contract import ArrayState
-from covector_server.storage.view import RowIds
+from covector_server.storage.contract import ArrayState, Rows
+from covector_server.storage.positions import NO_POSITIONS, merged
+from covector_server.storage.syncs import Syncs
+from covector_server.storage.view import Positions, RowIds
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows of a batch are to be written, the positions of those that they replace, and how many of these are all
+    zero."""
+
+    rows: Mask
+    replaced: Positions = field(default_factory=lambda: NO_POSITIONS)
+    replaced_zero_rows: int = 0
 
 
 @dataclass(slots=True)
 class CheckpointDraft:
-    """One checkpoint with the group's rows."""
+    """One checkpoint with the group's rows. ``base_row_count``: rows before the group; ``died``: positions whose row
+    the group replaces."""
 
     stored: StoredCheckpoint
     is_new: bool
+    base_row_count: int
     states: dict[str, ArrayState]
     zero_row_count: int
-    positions: dict[int, int]  # row id -> position, of the group's rows
-    dead: list[int]  # positions replaced
+    dead: Positions  # sorted, the group's included
+    died: Positions = field(default_factory=lambda: NO_POSITIONS)
+
+    @staticmethod
+    def after(stored: StoredCheckpoint, is_new: bool, base: CheckpointDraft | None) -> CheckpointDraft:
+        """A draft that begins where ``base``, a draft not committed yet, ends; None: at what is committed."""
+        if base is None:
+            states, zero_row_count, dead = stored.states(), stored.counters.zero_row_count, stored.dead
+        else:
+            states, zero_row_count, dead = dict(base.states), base.zero_row_count, base.dead
+        return CheckpointDraft(stored, is_new, states["gradients"].row_count, states, zero_row_count, dead)
 
     @property
     def row_count(self) -> int:
         """Positions used, the group's included."""
         return self.states["gradients"].row_count
 
-    def find(self, row_ids: RowIds) -> npt.NDArray[np.int64]:
-        """The positions of rows, the group's included, -1 for none."""
-        found = self.stored.positions.find(row_ids)
-        if self.positions:
-            own = np.fromiter((self.positions.get(row_id, -1) for row_id in row_ids.tolist()), np.int64, len(row_ids))
-            found = np.where(own >= 0, own, found)
-        return found
+    def choose(self, spec: WriterSpec, batch: Batch, row_ids: RowIds, is_new: Mask) -> Choice:
+        """What of a batch is to be written: not rows that stand with the same content nor, with ``ignore``, with other
+        content. Raises Conflict for these without."""
+        chosen = is_new.copy()
+        known = np.flatnonzero(~is_new)
+        if not len(known):
+            return Choice(chosen)
+        positions = self.stored.positions.find(row_ids[known], self.row_count, self.dead)
+        chosen[known[positions < 0]] = True
+        standing, where = known[positions >= 0], positions[positions >= 0]
+        if not len(standing) or spec.on_conflict == "ignore":
+            return Choice(chosen)
+        differs = self._differ(where, batch, standing)
+        if not differs.any():
+            return Choice(chosen)
+        if spec.on_conflict == "error":
+            key = decode_key(batch.keys.value(int(standing[differs][0])) or b"")
+            raise Conflict(
+                f"key {key!r} has another gradient at checkpoint {spec.checkpoint!r}; "
+                "on_conflict='replace' takes the new one, 'ignore' keeps the old",
+                key=key,
+            )
+        chosen[standing[differs]] = True
+        return Choice(chosen, where[differs], self.zero_rows_at(where[differs]))
+
+    def write(self, batch: Batch, row_ids: RowIds, choice: Choice, syncs: Syncs) -> int:
+        """Writes the chosen rows and returns how many of them are all zero."""
+        if not choice.rows.any() or batch.rows is None:
+            return 0
+        columns: dict[str, Rows] = {
+            "gradients": batch.rows,
+            "scales": batch.scales,
+            "row_ids": row_ids.astype(np.uint64),
+            "trak_q": batch.trak_q,
+        }
+        everything = bool(choice.rows.all())
+        for name, array in self.stored.arrays.items():
+            rows = columns[name] if everything else columns[name][choice.rows]
+            self.states[name] = array.write(self.states[name], rows, syncs)
+        self.dead, self.died = merged(self.dead, choice.replaced), merged(self.died, choice.replaced)
+        zero_rows = int((batch.scales[choice.rows] == 0).sum())
+        self.zero_row_count += zero_rows - choice.replaced_zero_rows
+        return zero_rows
+
+    def zero_rows_at(self, positions: Positions) -> int:
+        """How many of the rows at positions are all zero."""
+        return sum(int((stored["scales"] == 0).sum()) for _, stored in self._stored(("scales",), positions))
 
     def counters(self) -> CheckpointCounters:
         """What the catalog will say."""
@@ -49,37 +115,61 @@ class CheckpointDraft:
             self.stored.counters, row_count=self.row_count, zero_row_count=self.zero_row_count, checksums=checksums
         )
 
+    def commit(self, writer: Writer, collection_id: int) -> None:
+        """Puts the checkpoint's state into a transaction, if the catalog says what the draft began from."""
+        record = self.stored.record
+        key = number(collection_id, record.id)
+        committed = CheckpointCounters.decode(writer.get("checkpoint_counters", key) or b"{}")
+        if committed.row_count != self.base_row_count:
+            raise Internal(
+                f"checkpoint {record.name!r} has {committed.row_count} rows in the catalog, the group began from "
+                f"{self.base_row_count}; restart the server"
+            )
+        if self.is_new:
+            writer.put("checkpoints", key, record.encode())
+        writer.put("checkpoint_counters", key, self.counters().encode())
+        put_tombstones(writer, collection_id, self.stored, self.dead, self.died)
 
-def commit_checkpoint(writer: Writer, collection_id: int, draft: CheckpointDraft) -> None:
-    """Puts the checkpoint's state into a transaction, if the catalog still says what the draft began from."""
-    record = draft.stored.record
-    key = number(collection_id, record.id)
-    committed = CheckpointCounters.decode(writer.get("checkpoint_counters", key) or b"{}")
-    if committed.row_count != draft.stored.counters.row_count:
-        raise Internal(
-            f"checkpoint {record.name!r} has {committed.row_count} rows in the catalog, "
-            f"{draft.stored.counters.row_count} in memory; restart the server"
-        )
-    if draft.is_new:
-        writer.put("checkpoints", key, record.encode())
-    writer.put("checkpoint_counters", key, draft.counters().encode())
-    if draft.dead:
-        for shard, positions in positions_by_shard(merged(draft.stored.dead, draft.dead), record.shard_rows):
-            writer.put("tombstones", number(collection_id, record.id, shard), positions)
+    def install(self) -> None:
+        """Makes the committed state the checkpoint's."""
+        self.stored.dead = self.dead
+        self.stored.counters = self.counters()
+
+    def _differ(self, positions: Positions, batch: Batch, rows: Positions) -> Mask:
+        """Which rows of the batch are not, to the bit, what stands at their positions."""
+        assert batch.rows is not None
+        differs = np.zeros(len(rows), dtype=bool)
+        for here, stored in self._stored(("gradients", "scales", "trak_q"), positions):
+            mine = rows[here]
+            differs[here] = (stored["gradients"].view(np.uint16) != batch.rows[mine].view(np.uint16)).any(axis=1)
+            differs[here] |= stored["scales"] != batch.scales[mine]
+            old_q, new_q = stored["trak_q"], batch.trak_q[mine]
+            differs[here] |= (old_q != new_q) & ~(np.isnan(old_q) & np.isnan(new_q))
+        return differs
+
+    def _stored(self, names: tuple[str, ...], positions: Positions) -> Iterator[tuple[Positions, dict[str, Rows]]]:
+        """What stands at positions, chunk by chunk: (places in ``positions``, columns)."""
+        chunk_rows = self.stored.record.chunk_rows
+        order = np.argsort(positions, kind="stable")
+        chunks = positions[order] // chunk_rows
+        for chunk in np.unique(chunks).tolist():
+            here = order[chunks == chunk]
+            start, stop = chunk * chunk_rows, min((chunk + 1) * chunk_rows, self.row_count)
+            yield (
+                here,
+                {
+                    name: self.stored.arrays[name].read(start, stop, self.base_row_count)[positions[here] - start]
+                    for name in names
+                },
+            )
 
 
-def merged(dead: npt.NDArray[np.int64], more: list[int]) -> npt.NDArray[np.int64]:
-    """Sorted positions, with more of them."""
-    return np.union1d(dead, np.array(more, dtype=np.int64)) if more else dead
-
-
-def same_content(draft: CheckpointDraft, position: int, batch: Batch, row: int) -> bool:
-    """Whether a row of the batch is, to the bit, what stands at a position."""
-    assert batch.rows is not None
-    committed = draft.stored.counters.row_count
-    stored = {name: array.read(position, position + 1, committed)[0] for name, array in draft.stored.arrays.items()}
-    same_q = stored["trak_q"] == batch.trak_q[row] or (
-        math.isnan(float(stored["trak_q"])) and math.isnan(float(batch.trak_q[row]))
-    )
-    same_rows = np.array_equal(stored["gradients"].view(np.uint16), batch.rows[row].view(np.uint16))
-    return bool(same_rows and same_q and stored["scales"] == batch.scales[row])
+def put_tombstones(
+    writer: Writer, collection_id: int, stored: StoredCheckpoint, dead: Positions, died: Positions
+) -> None:
+    """Puts the dead positions of the shards that ``died`` touches into a transaction. Both are sorted."""
+    shard_rows = stored.record.shard_rows
+    touched = np.unique(died // shard_rows)
+    concerned = dead[np.isin(dead // shard_rows, touched)]
+    for shard, positions in positions_by_shard(concerned, shard_rows):
+        writer.put("tombstones", number(collection_id, stored.record.id, shard), positions)

@@ -1,210 +1,201 @@
-"""The one thread that changes the store: it takes batches in groups through the commit order of design.md, section 4.
+"""The two threads that change the store: they take batches in groups through the commit order of design.md, section 4.
 
 1. look up writer and sequence; 2. write rows and columns at their places; 3. sync every file the group touched;
 4. one synchronous catalog transaction, the only commit point; 5. acknowledge; 6. seal what is full.
 
-Whatever else changes the store (making a collection, publishing) runs on this thread too, between two groups, so that
-nothing ever needs to be locked against it.
+The *write* thread does 1 and 2 and goes on adding batches to its group until the *commit* thread, which does 3 to 5,
+has done with the group before. So writing overlaps syncing, and the longer a sync takes the more share the next one.
+Sealing is left to the maintenance thread.
+
+A group builds on the one before, which may fail: then it fails too, and the write thread begins again from what is
+committed. Whatever else changes the store (making a collection, publishing, deleting rows) runs on the commit thread
+while the write thread waits, so that nothing ever needs to be locked against it.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from covector.errors import CovectorError, Internal, Unavailable
+from covector.errors import CovectorError
 from covector_server.ingest.batch import Batch, Outcome, WriterSpec
-from covector_server.ingest.draft import CollectionDraft
+from covector_server.ingest.fair_queue import FairQueue
+from covector_server.ingest.group import Entry, Group, begun_future, explain
 from covector_server.limits import Limits
-from covector_server.metadata.catalog import Reader
+from covector_server.storage.checkpoint import StoredCheckpoint
+from covector_server.storage.collection import StoredCollection
 from covector_server.storage.store import Store
 
-GROUP_BYTES = 64 << 20
+GROUP_BYTES = 32 << 20
+SYNC_THREADS = 4
+KEYS_WAIT_S = 0.5  # between two looks whether the key table has caught up
 T = TypeVar("T")
+OnFull = Callable[[StoredCollection, StoredCheckpoint], None]
 _log = logging.getLogger(__name__)
-
-
-def _begun_future() -> Future[Any]:
-    """A future that its waiter cannot cancel: a client that leaves must not reach into this thread."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    spec: WriterSpec
-    batch: Batch
-    answer: Future[Outcome] = field(default_factory=_begun_future)
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     work: Callable[[], Any]
-    answer: Future[Any] = field(default_factory=_begun_future)
+    answer: Future[Any] = field(default_factory=begun_future)
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class _Stop:
     pass
 
 
-def _no_step(step: str) -> None:
-    """What a committer calls between its steps outside of tests."""
-
-
 class Committer:
-    """Owns every change of a store. Start it once; ``submit`` and ``call`` may come from any thread."""
+    """Owns every change of a store. ``submit`` and ``call`` may come from any thread.
 
-    def __init__(self, store: Store, limits: Limits, on_step: Callable[[str], None] = _no_step) -> None:
+    ``on_full`` is called, on the commit thread, with a checkpoint that has full shards to seal; without it they are
+    sealed right there.
+    """
+
+    def __init__(self, store: Store, limits: Limits, on_full: OnFull | None = None) -> None:
         self._store = store
         self._limits = limits
-        self._on_step = on_step  # for tests: called by name between the steps of the commit order
-        self._queue: queue.SimpleQueue[_Entry | _Call | _Stop] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
-        self._thread.start()
+        self._on_full = on_full or self._seal
+        self._step = store.disk.step
+        self._queue: FairQueue[Entry, _Call] = FairQueue()
+        self._handed: SimpleQueue[Group | _Call | _Stop] = SimpleQueue()
+        self._idle = threading.Event()  # whether the commit thread has nothing to do
+        self._idle.set()
+        self._last: Group | None = None  # the last group that was handed over
+        self._syncing = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="sync")
+        self._writer = threading.Thread(target=self._write_all, name="writer", daemon=True)
+        self._committer = threading.Thread(target=self._commit_all, name="committer", daemon=True)
+        self._writer.start()
+        self._committer.start()
 
     def submit(self, spec: WriterSpec, batch: Batch) -> Future[Outcome]:
         """Queues a batch. The answer comes when it is on stable storage, or with the reason why it is not."""
-        entry = _Entry(spec, batch)
-        self._queue.put(entry)
+        entry = Entry(spec, batch)
+        self._queue.put(spec.writer_id, entry)
         return entry.answer
 
     def call(self, work: Callable[[], T]) -> Future[T]:
-        """Queues other work on the store."""
-        entry = _Call(work)
-        self._queue.put(entry)
-        return entry.answer
+        """Queues other work on the store, to run between two groups."""
+        call = _Call(work)
+        self._queue.put_call(call)
+        return call.answer
 
     def stop(self) -> None:
-        """Commits what is queued and ends the thread."""
-        self._queue.put(_Stop())
-        self._thread.join()
+        """Commits what is queued and ends the threads."""
+        self._queue.close()
+        self._writer.join()
+        self._committer.join()
+        self._syncing.shutdown(wait=True)
 
-    def _run(self) -> None:
-        pending: _Entry | _Call | _Stop | None = None
-        while True:
-            entry = pending or self._queue.get()
-            pending = None
-            if isinstance(entry, _Stop):
-                return
-            if isinstance(entry, _Call):
-                _answer(entry.answer, entry.work)
-                continue
-            group, pending = self._collect(entry)
-            self._commit(group)
+    # The write thread
 
-    def _collect(self, first: _Entry) -> tuple[list[_Entry], _Entry | _Call | _Stop | None]:
-        """The batches that wait now, up to a group's size, and what came after them."""
-        group, size_bytes = [first], first.batch.size_bytes
-        while size_bytes < GROUP_BYTES:
-            try:
-                entry = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if not isinstance(entry, _Entry):
-                return group, entry
-            group.append(entry)
-            size_bytes += entry.batch.size_bytes
-        return group, None
+    def _write_all(self) -> None:
+        group: Group | None = None
+        while self._wait(group):
+            if group is not None and (self._idle.is_set() or group.size_bytes >= GROUP_BYTES):
+                self._hand_over(group)
+                group = None
+            elif (call := self._queue.take_call()) is not None:
+                self._hand_over(group)
+                self._hand_over(call)
+                group = None
+                call.done.wait()
+            elif self._keys_are_behind():
+                self._hand_over(group)
+                group = None
+                self._queue.wait_for_call(KEYS_WAIT_S)
+            else:
+                group = self._written(group or self._begin())
+        self._hand_over(group)
+        self._handed.put(_Stop())
 
-    def _commit(self, group: list[_Entry]) -> None:
-        drafts: dict[str, CollectionDraft] = {}
+    def _wait(self, group: Group | None) -> bool:
+        """Returns when there is something to do: False when that is to stop."""
+        return self._queue.wait(otherwise=lambda: group is not None and self._idle.is_set())
+
+    def _begin(self) -> Group:
+        """A new group, on what is committed or on the group under way."""
+        last = self._last
+        if last is not None and self._idle.is_set():
+            if last.failure is not None:
+                last.roll_back()
+            last = self._last = None
+        return Group(self._store, self._limits, last)
+
+    def _written(self, group: Group) -> Group | None:
+        """The group with all that waits, as far as it fits; None if nothing of it is left."""
         try:
             with self._store.catalog.read() as reader:
-                written = [(entry, outcome) for entry in group if (outcome := self._write(entry, drafts, reader))]
-            self._on_step("written")
-            self._sync(drafts)
-            self._on_step("synced")
-            self._commit_catalog(drafts)
-            self._on_step("committed")
+                while group.size_bytes < GROUP_BYTES and (entry := self._queue.take()) is not None:
+                    group.write(entry, reader)
         except Exception as error:  # noqa: BLE001 - whatever it was, the group is not stored and its writers must hear
-            _log.exception("a group of %d batches was not stored", len(group))
-            for draft in drafts.values():
-                draft.discard()
-            _refuse(group, _explain(error))
-            return
-        try:
-            for draft in drafts.values():
-                draft.install()
-        except Exception as error:  # noqa: BLE001 - committed, but not in memory: nobody may build on it
-            _refuse(group, self._out_of_step(drafts, error))
-            return
-        for entry, outcome in written:
-            entry.answer.set_result(outcome)
-        self._on_step("acknowledged")
-        self._seal(drafts)
-
-    def _out_of_step(self, drafts: dict[str, CollectionDraft], error: Exception) -> Unavailable:
-        """Closes the collections of a group that is committed on disk but could not be installed in memory."""
-        _log.exception("a committed group could not be installed")
-        reason = Unavailable(f"rows were committed, but memory could not follow ({error!r}); restart the server")
-        for draft in drafts.values():
-            draft.collection.fault = draft.collection.read_only = reason
-        return reason
-
-    def _write(self, entry: _Entry, drafts: dict[str, CollectionDraft], reader: Reader) -> Outcome | None:
-        """Steps 1 and 2 for one batch. A batch that is refused is answered here and leaves no trace."""
-        name = entry.spec.collection
-        try:
-            draft = drafts.get(name)
-            if draft is None:
-                draft = drafts[name] = CollectionDraft(self._store, self._store.collection(name), self._limits)
-            return draft.add(entry.spec, entry.batch, reader)
-        except CovectorError as error:
-            entry.answer.set_exception(error)
+            _log.exception("a group of %d batches was not written", len(group))
+            self._idle.wait()
+            group.refuse(explain(error))
+            group.roll_back()
             return None
+        return group if len(group) else None
 
-    def _sync(self, drafts: dict[str, CollectionDraft]) -> None:
-        for draft in drafts.values():
+    def _keys_are_behind(self) -> bool:
+        return any(collection.keys.is_behind() for collection in self._store.collections())
+
+    def _hand_over(self, work: Group | _Call | None) -> None:
+        """Gives work to the commit thread, once it has done with what it has."""
+        if work is None:
+            return
+        self._idle.wait()
+        self._idle.clear()
+        if isinstance(work, Group):
+            self._last = work
+        self._handed.put(work)
+
+    # The commit thread
+
+    def _commit_all(self) -> None:
+        while not isinstance(work := self._handed.get(), _Stop):
             try:
-                draft.sync()
-            except OSError as error:
-                name = draft.collection.record.name
-                draft.collection.read_only = Unavailable(
-                    f"collection {name!r} is read-only: the disk failed to store rows ({error}); look at the disk, "
-                    "then restart the server. What was acknowledged is safe"
-                )
-                raise draft.collection.read_only from error
+                if isinstance(work, Group):
+                    self._commit(work)
+                else:
+                    _answer(work.answer, work.work)
+                    work.done.set()
+            finally:
+                self._idle.set()
+                self._queue.wake()
 
-    def _commit_catalog(self, drafts: dict[str, CollectionDraft]) -> None:
-        with self._store.catalog.write() as writer:
-            for draft in drafts.values():
-                draft.commit(writer)
+    def _commit(self, group: Group) -> None:
+        try:
+            self._step("commit.written")
+            group.check_base()
+            group.sync(self._syncing)
+            self._step("commit.synced")
+            group.commit()
+            self._step("commit.committed")
+            group.install()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the writers must hear
+            _log.exception("a group of %d batches was not stored", len(group))
+            group.refuse(explain(error))
+            return
+        group.acknowledge()
+        self._step("commit.acknowledged")
+        for draft in group.drafts.values():
+            for checkpoint in draft.sealable():
+                if checkpoint.full_shard_count() > checkpoint.counters.sealed_shard_count:
+                    self._on_full(draft.collection, checkpoint)
 
-    def _seal(self, drafts: dict[str, CollectionDraft]) -> None:
-        for draft in drafts.values():
-            try:
-                for checkpoint in draft.sealable():
-                    self._store.seal_full_shards(draft.collection, checkpoint)
-            except Exception as error:  # noqa: BLE001 - the rows are safe; the thread must live
-                _log.exception("a full shard could not be sealed")
-                draft.collection.read_only = Unavailable(
-                    f"collection {draft.collection.record.name!r} is read-only: a full shard could not be sealed "
-                    f"({error}); free space or look at the disk, then restart the server"
-                )
+    def _seal(self, collection: StoredCollection, checkpoint: StoredCheckpoint) -> None:
+        sealed = self._store.seal_full_shards(collection, checkpoint)
+        if sealed is not None:
+            self._store.mark_sealed(collection, checkpoint, sealed)
 
 
 def _answer(answer: Future[Any], work: Callable[[], Any]) -> None:
     try:
         answer.set_result(work())
     except Exception as error:  # noqa: BLE001 - the caller's thread gets it
-        answer.set_exception(error if isinstance(error, CovectorError) else _explain(error))
-
-
-def _refuse(group: list[_Entry], error: CovectorError) -> None:
-    for entry in group:
-        if not entry.answer.done():
-            entry.answer.set_exception(error)
-
-
-def _explain(error: Exception) -> CovectorError:
-    if isinstance(error, CovectorError):
-        return error
-    if isinstance(error, OSError):
-        return Unavailable(f"the rows could not be written ({error}); free space or look at the disk, then send again")
-    return Internal(f"{type(error).__name__}: {error}")
+        answer.set_exception(error if isinstance(error, CovectorError) else explain(error))

@@ -1,62 +1,59 @@
 """What a group of batches would change in one collection: decided, written and synced before anything is committed.
 
-A draft starts from the committed state and changes none of it. ``add`` decides about one batch and writes its rows;
-if it raises InvalidInput or Conflict the draft is as before and the batch alone is refused. ``sync`` makes
-the bytes durable, ``commit`` puts the new state into a catalog transaction, ``install`` makes it the collection's.
-Dropping a draft is all that a rollback takes.
+A draft starts from the committed state, or from the end of the draft before it, which is being synced meanwhile, and
+changes neither. ``add`` decides about one batch and writes its rows; if it raises InvalidInput or Conflict the draft is
+as before and the batch alone is refused. ``syncs`` make the bytes durable, ``commit`` puts the new state into a catalog
+transaction, ``install`` makes it the collection's. Dropping a draft, and the keys that it added, is all that a rollback
+takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from covector.blocks import column_of, decode_key
+from covector.blocks import column_of
 from covector.errors import Conflict, Internal, InvalidInput
 from covector_server.ingest.batch import Batch, Outcome, WriterSpec
-from covector_server.ingest.checkpoint_draft import CheckpointDraft, commit_checkpoint, merged, same_content
+from covector_server.ingest.checkpoint_draft import CheckpointDraft, Choice
 from covector_server.ingest.checks import check_writer
+from covector_server.ingest.details import News, news_of_new_rows, news_of_standing_rows, rows_with_details
 from covector_server.limits import Limits
 from covector_server.metadata.catalog import Reader, Writer, number
-from covector_server.metadata.fields import Value, canonical, new_fields
-from covector_server.metadata.records import (
-    BlockRecord,
-    CheckpointRecord,
-    CollectionCounters,
-    WriterRecord,
-)
+from covector_server.metadata.fields import canonical, new_fields
+from covector_server.metadata.records import BlockRecord, CheckpointRecord, CollectionCounters, WriterRecord
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
-from covector_server.storage.contract import Rows
-from covector_server.storage.row_log import NEW, SUPPLEMENT, Block
+from covector_server.storage.positions import is_among
+from covector_server.storage.row_block import Section, new_block, supplement_block
+from covector_server.storage.row_log import NEW, SUPPLEMENT
+from covector_server.storage.row_reader import RowReader
 from covector_server.storage.store import Store
-from covector_server.storage.view import RowDetails, RowIds
+from covector_server.storage.syncs import Syncs
+from covector_server.storage.view import RowIds
 
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What a batch tells of one of its rows that was not known: ``row`` is its place in the batch."""
-
-    row: int
-    text: bytes | None
-    metadata: Mapping[str, Value] | None
+Blocks = list[tuple[int, BlockRecord]]  # number in the catalog, place
 
 
 class CollectionDraft:
-    """One collection with the group's rows."""
+    """One collection with the group's rows. ``base``: the draft of the group before, if that is not committed yet."""
 
-    def __init__(self, store: Store, collection: StoredCollection, limits: Limits) -> None:
+    def __init__(
+        self, store: Store, collection: StoredCollection, limits: Limits, base: CollectionDraft | None = None
+    ) -> None:
         self.collection = collection
+        self.syncs = Syncs()
         self._store = store
         self._limits = limits
-        self._counters = collection.counters
-        self._row_ids: dict[bytes, int] = {}
-        self._details: dict[int, RowDetails] = {}  # of the group's new rows
+        self._base = base
+        self._began: CollectionCounters = collection.counters if base is None else base.counters
+        self.counters: CollectionCounters = self._began
         self._fields: dict[str, str] = {}
-        self._blocks: list[tuple[int, int, BlockRecord]] = []  # kind, number, place
+        self._new_blocks: Blocks = []
+        self._supplements: Blocks = []
         self._checkpoints: dict[str, CheckpointDraft] = {}
         self._writers: dict[str, WriterRecord] = {}
 
@@ -67,92 +64,75 @@ class CollectionDraft:
             return known
         check_writer(spec, self.collection)
         _check_dim(batch, self.collection)
-        row_ids = self._find_keys(batch.keys)
+        row_ids = self._find_keys(batch)
         is_new = row_ids < 0
         supplement = self._check_details(batch, row_ids, spec)
-        new_rows = _news(batch, is_new)
-        fields = self._check_fields([*new_rows, *supplement])
+        fields = self._check_fields(batch, is_new, supplement)
         checkpoint = None if spec.checkpoint is None else self._checkpoint(spec, spec.checkpoint)
-        row_ids[is_new] = self._counters.next_row_id + np.arange(is_new.sum())
-        chosen = np.ones(len(batch), dtype=bool)
-        if checkpoint is not None:
-            chosen = self._choose_rows(checkpoint, spec, batch, row_ids)
+        row_ids[is_new] = self.counters.next_row_id + np.arange(is_new.sum())
+        choice = Choice(is_new) if checkpoint is None else checkpoint.choose(spec, batch, row_ids, is_new)
+        # Decided. From here on only the disk can fail, and then the whole group does.
         self._fields.update(fields)
-        self._write_new_rows(batch, row_ids, new_rows)
+        self._write_new_rows(batch, row_ids, is_new)
         self._write_supplement(batch, row_ids, supplement)
-        if checkpoint is None:
-            stored, zero_rows = int(is_new.sum()), 0
-        else:
-            zero_rows = self._write_gradients(checkpoint, batch, row_ids, chosen)
-            stored = int(chosen.sum())
+        zero_rows = 0
+        if checkpoint is not None:
+            zero_rows = checkpoint.write(batch, row_ids, choice, self.syncs)
+        stored = int(choice.rows.sum())
         outcome = Outcome(stored, len(batch) - stored, zero_rows)
         self._writers[spec.writer_id] = WriterRecord(
             batch.sequence, batch.digest, stored, outcome.duplicate_row_count, zero_rows
         )
         return outcome
 
-    def sync(self) -> None:
-        """Returns when every byte the group wrote is on stable storage."""
-        self.collection.log.sync()
-        for draft in self._checkpoints.values():
-            for array in draft.stored.arrays.values():
-                array.sync()
-
     def commit(self, writer: Writer) -> None:
         """Puts the group's state into a transaction, after checking that the catalog says what the draft began from."""
         id_ = self.collection.record.id
         if writer.get("collections", number(id_)) is None:
             raise Conflict(f"collection {self.collection.record.name!r} was deleted")
-        self._check_counters(writer)
-        writer.put("collection_counters", number(id_), self._counters.encode())
+        committed = CollectionCounters.decode(writer.get("collection_counters", number(id_)) or b"{}")
+        if committed != self._began:
+            raise Internal(f"the catalog says {committed}, the group began from {self._began}; restart the server")
+        writer.put("collection_counters", number(id_), self.counters.encode())
         for name, type_ in self._fields.items():
             writer.put("fields", number(id_) + name.encode(), type_.encode())
-        for kind, block_number, record in self._blocks:
-            writer.put("row_blocks", number(id_, kind, block_number), record.encode())
+        for kind, blocks in ((NEW, self._new_blocks), (SUPPLEMENT, self._supplements)):
+            for block_number, record in blocks:
+                writer.put("row_blocks", number(id_, kind, block_number), record.encode())
         for writer_id, mark in self._writers.items():
             writer.put("writers", number(id_) + writer_id.encode(), mark.encode())
         for draft in self._checkpoints.values():
-            commit_checkpoint(writer, id_, draft)
-
-    def _check_counters(self, reader: Reader) -> None:
-        committed = CollectionCounters.decode(
-            reader.get("collection_counters", number(self.collection.record.id)) or b"{}"
-        )
-        if committed != self.collection.counters:
-            raise Internal(f"the catalog says {committed}, memory {self.collection.counters}; restart the server")
+            draft.commit(writer, id_)
 
     def install(self) -> None:
         """Makes the committed state the collection's, in one step for those who take a view."""
-        with self.collection.changing:
-            self._install()
-
-    def _install(self) -> None:
         collection = self.collection
-        collection.row_ids.update(self._row_ids)
-        collection.fields.update(self._fields)
-        for kind, _, record in self._blocks:
-            (collection.blocks.new if kind == NEW else collection.blocks.supplements).append(record)
-        for draft in self._checkpoints.values():
-            row_ids = np.fromiter(draft.positions.keys(), dtype=np.int64, count=len(draft.positions))
-            positions = np.fromiter(draft.positions.values(), dtype=np.int64, count=len(draft.positions))
-            draft.stored.dead = merged(draft.stored.dead, draft.dead)
-            draft.stored.positions = draft.stored.positions.with_rows(row_ids, positions)
-            draft.stored.counters = draft.counters()
-            collection.checkpoints[draft.stored.record.name] = draft.stored
-        collection.counters = self._counters
+        with collection.changing:
+            collection.fields.update(self._fields)
+            for _, record in self._supplements:
+                collection.supplements.append(record)
+            for draft in self._checkpoints.values():
+                draft.install()
+                collection.checkpoints[draft.stored.record.name] = draft.stored
+            collection.counters = self.counters
+        self._base = None
 
     def discard(self) -> None:
-        """Closes what the draft alone had opened."""
+        """Takes the draft's keys back out of the key table, and closes what it alone had opened."""
+        self.collection.keys.forget_from(self.collection.counters.next_row_id)
         for draft in self._checkpoints.values():
+            draft.stored.positions.forget()
             if draft.is_new:
                 draft.stored.close()
 
-    def sealable(self) -> Iterable[StoredCheckpoint]:
+    def sealable(self) -> list[StoredCheckpoint]:
         """The checkpoints the group wrote to."""
         return [draft.stored for draft in self._checkpoints.values()]
 
+    # Step 1: deciding
+
     def _stored_before(self, spec: WriterSpec, batch: Batch, reader: Reader) -> Outcome | None:
-        mark = self._writers.get(spec.writer_id) or last_batch(reader, self.collection, spec.writer_id)
+        mark = self._mark_of(spec.writer_id) or last_batch(reader, self.collection, spec.writer_id)
         last = 0 if mark is None else mark.sequence
         if batch.sequence > last + 1 or batch.sequence < 1:
             raise InvalidInput(f"batch {batch.sequence} came after batch {last}; the writer's next is {last + 1}")
@@ -164,67 +144,67 @@ class CollectionDraft:
             return Outcome(mark.stored_row_count, mark.duplicate_row_count, mark.zero_row_count)
         return Outcome(0, len(batch), 0)
 
-    def _find_keys(self, keys: list[bytes]) -> RowIds:
-        committed, own = self.collection.row_ids, self._row_ids
-        found = (committed.get(key, -1) if key not in own else own[key] for key in keys)
-        return np.fromiter(found, dtype=np.int64, count=len(keys))
+    def _mark_of(self, writer_id: str) -> WriterRecord | None:
+        mark = self._writers.get(writer_id)
+        return mark if mark is not None or self._base is None else self._base._writers.get(writer_id)
 
-    def _check_fields(self, news: Sequence[News]) -> dict[str, str]:
-        known = {**self.collection.fields, **self._fields}
+    def _find_keys(self, batch: Batch) -> RowIds:
+        """The row ids of the batch's keys, the group's own included, -1 for a new key."""
+        rows = self._rows()
+        found = self.collection.keys.find(batch.keys, batch.hashes, self.counters.next_row_id, rows.keys_of)
+        return np.where(is_among(self.collection.deleted, found), -1, found)
+
+    def _rows(self) -> RowReader:
+        """Reads rows as the draft has them: what the group wrote can be read back from the files."""
+        drafts = [self] if self._base is None else [self._base, self]
+        return self.collection.rows(
+            [record for draft in drafts for _, record in draft._new_blocks],
+            [record for draft in drafts for _, record in draft._supplements],
+        )
+
+    def _check_details(self, batch: Batch, row_ids: RowIds, spec: WriterSpec) -> list[News]:
+        given = rows_with_details(batch, row_ids)
+        if not given:
+            return []
+        known = self._rows().details_of(row_ids[given])
+        return news_of_standing_rows(batch, given, known, must_agree=spec.on_conflict != "ignore")
+
+    def _check_fields(self, batch: Batch, is_new: npt.NDArray[np.bool_], supplement: Sequence[News]) -> dict[str, str]:
+        """The fields that the batch adds. Raises InvalidInput where a value is not of its field's type."""
+        known = self.collection.fields if self._base is None else {**self.collection.fields, **self._base._fields}
+        known = {**known, **self._fields} if self._fields else known
+        if batch.fields is not None and all(known.get(name) == type_ for name, type_ in batch.fields.items()):
+            return {}
+        news = [*news_of_new_rows(batch, np.flatnonzero(is_new).tolist()), *supplement]
         added = new_fields(known, ((one.row, one.metadata) for one in news if one.metadata))
         for name in added:
             self._limits.check("field_name_bytes", len(name.encode()), f"bytes of the name of field {name[:40]!r}")
         self._limits.check("metadata_fields", len(known) + len(added), "metadata fields of the collection")
         return added
 
-    def _check_details(self, batch: Batch, row_ids: RowIds, spec: WriterSpec) -> list[News]:
-        """The texts and metadata that are new to rows that stand. What is given twice must agree."""
-        given = [
-            row
-            for row in np.flatnonzero(row_ids >= 0).tolist()
-            if batch.texts[row] is not None or batch.metadata[row] is not None
-        ]
-        news = []
-        for row, known in zip(given, self._details_of(row_ids[given]), strict=True):
-            text, metadata = batch.texts[row], batch.metadata[row]
-            old_text = None if known.text is None else known.text.encode()
-            if spec.on_conflict != "ignore":
-                _check_agreement("text", old_text, text, batch.keys[row])
-                _check_agreement("metadata", known.metadata, metadata, batch.keys[row])
-            new_text = text if old_text is None else None
-            new_metadata = metadata if known.metadata is None else None
-            if new_text is not None or new_metadata is not None:
-                news.append(News(row, new_text, new_metadata))
-        return news
-
-    def _details_of(self, row_ids: RowIds) -> list[RowDetails]:
-        stored = [row_id for row_id in row_ids.tolist() if row_id not in self._details]
-        if stored:
-            with self.collection.reading() as view:
-                found = dict(zip(stored, view.details_of(np.array(stored, dtype=np.int64)), strict=True))
-        return [self._details.get(row_id) or found[row_id] for row_id in row_ids.tolist()]
-
     def _checkpoint(self, spec: WriterSpec, name: str) -> CheckpointDraft:
         draft = self._checkpoints.get(name)
-        if draft is None:
-            stored = self.collection.checkpoints.get(name)
-            is_new = stored is None
-            if stored is None:
-                stored = self._create_checkpoint(spec, name)
-            else:
-                stored.unpublish_tail()
-            draft = CheckpointDraft(stored, is_new, stored.states(), stored.counters.zero_row_count, {}, [])
-            self._checkpoints[name] = draft
-        elif draft.is_new:
+        if draft is not None:
             check_writer(spec, self.collection, draft.stored.record)
+            return draft
+        base = None if self._base is None else self._base._checkpoints.get(name)
+        stored = self.collection.checkpoints.get(name) if base is None else base.stored
+        is_new = stored is None
+        if stored is None:
+            stored = self._create_checkpoint(spec, name)
+        else:
+            check_writer(spec, self.collection, stored.record)
+            stored.unpublish_tail()
+        draft = self._checkpoints[name] = CheckpointDraft.after(stored, is_new, base)
         return draft
 
     def _create_checkpoint(self, spec: WriterSpec, name: str) -> StoredCheckpoint:
-        self._limits.check("checkpoints", len(self.collection.checkpoints) + 1, "checkpoints of the collection")
+        known = set(self.collection.checkpoints) | set(self._checkpoints)
+        self._limits.check("checkpoints", len(known) + 1, "checkpoints of the collection")
         chunk_rows, shard_rows = self._store.new_checkpoint_rows(self.collection.space.dim)
         kind = {"function": spec.kind.function, "reduction": spec.kind.reduction, "correction": spec.kind.correction}
         record = CheckpointRecord(
-            id=self._counters.next_checkpoint_id,
+            id=self.counters.next_checkpoint_id,
             name=name,
             eta=spec.eta,
             weights_digest=spec.weights_digest,
@@ -234,100 +214,54 @@ class CollectionDraft:
         )
         stored = self.collection.checkpoint_at(record)
         stored.create()
-        self._counters = replace(self._counters, next_checkpoint_id=record.id + 1)
+        self.counters = replace(self.counters, next_checkpoint_id=record.id + 1)
         return stored
 
-    def _choose_rows(
-        self, draft: CheckpointDraft, spec: WriterSpec, batch: Batch, row_ids: RowIds
-    ) -> npt.NDArray[np.bool_]:
-        """Which rows of the batch are to be written: not those that stand with the same content, nor, with
-        ``ignore``, those that stand with other content."""
-        positions = draft.find(row_ids)
-        chosen = positions < 0
-        for row in np.flatnonzero(~chosen).tolist():
-            if same_content(draft, int(positions[row]), batch, row) or spec.on_conflict == "ignore":
-                continue
-            if spec.on_conflict == "error":
-                key = decode_key(batch.keys[row])
-                raise Conflict(
-                    f"key {key!r} has another gradient at checkpoint {spec.checkpoint!r}; "
-                    "on_conflict='replace' takes the new one, 'ignore' keeps the old",
-                    key=key,
-                )
-            chosen[row] = True
-        return chosen
+    # Step 2: writing
 
-    def _write_new_rows(self, batch: Batch, row_ids: RowIds, news: list[News]) -> None:
-        if not news:
+    def _write_new_rows(self, batch: Batch, row_ids: RowIds, is_new: npt.NDArray[np.bool_]) -> None:
+        count = int(is_new.sum())
+        if not count:
             return
-        self._append(NEW, batch, row_ids, news)
-        self._counters = replace(self._counters, next_row_id=self._counters.next_row_id + len(news))
-        for one in news:
-            key, row_id = batch.keys[one.row], int(row_ids[one.row])
-            text = None if one.text is None else one.text.decode()
-            self._row_ids[key] = row_id
-            self._details[row_id] = RowDetails(key, text, None if one.metadata is None else dict(one.metadata))
+        first = self.counters.next_row_id
+        packed = batch.packed
+        if count == len(batch):
+            data = new_block(first, count, packed.keys, packed.texts, packed.metadata)
+        else:
+            rows = np.flatnonzero(is_new).tolist()
+            news = news_of_new_rows(batch, rows)
+            keys = Section.of_column(column_of(batch.keys.value(row) for row in rows))
+            data = new_block(first, count, keys, *_packed(news))
+        record = self._append(data, first, first + count - 1, count)
+        self._new_blocks.append((first, record))
+        self.counters = replace(self.counters, next_row_id=first + count)
+        self.collection.keys.add(batch.hashes[is_new], row_ids[is_new])
 
     def _write_supplement(self, batch: Batch, row_ids: RowIds, news: list[News]) -> None:
         if not news:
             return
         news = sorted(news, key=lambda one: int(row_ids[one.row]))
-        self._append(SUPPLEMENT, batch, row_ids, news)
-        self._counters = replace(self._counters, next_supplement=self._counters.next_supplement + 1)
-        for one, known in zip(news, self._details_of(row_ids[[one.row for one in news]]), strict=True):
-            self._details[int(row_ids[one.row])] = RowDetails(
-                known.key,
-                known.text if one.text is None else one.text.decode(),
-                known.metadata if one.metadata is None else dict(one.metadata),
-            )
+        ids = row_ids[[one.row for one in news]]
+        record = self._append(supplement_block(ids, *_packed(news)), int(ids[0]), int(ids[-1]), len(ids))
+        self._supplements.append((self.counters.next_supplement, record))
+        self.counters = replace(self.counters, next_supplement=self.counters.next_supplement + 1)
 
-    def _append(self, kind: int, batch: Batch, row_ids: RowIds, news: Sequence[News]) -> None:
-        rows = [one.row for one in news]
-        keys = column_of(batch.keys[row] for row in rows) if kind == NEW else None
-        texts = [one.text for one in news]
-        metadata = [None if one.metadata is None else canonical(one.metadata) for one in news]
-        block = Block(
-            kind,
-            row_ids[rows],
-            keys,
-            column_of(texts) if any(text is not None for text in texts) else None,
-            column_of(metadata) if any(value is not None for value in metadata) else None,
-        )
-        counters = self._counters
-        record = self.collection.log.append(block, counters.log_file, counters.log_offset_bytes)
-        block_number = record.first if kind == NEW else counters.next_supplement
-        self._blocks.append((kind, block_number, record))
-        self._counters = replace(
-            counters, log_file=record.file, log_offset_bytes=record.offset_bytes + record.size_bytes
-        )
-
-    def _write_gradients(
-        self, draft: CheckpointDraft, batch: Batch, row_ids: RowIds, chosen: npt.NDArray[np.bool_]
-    ) -> int:
-        """Writes the chosen rows of the batch and returns how many of them are all zero."""
-        if not chosen.any() or batch.rows is None:
-            return 0
-        replaced = draft.find(row_ids[chosen])
-        draft.dead.extend(replaced[replaced >= 0].tolist())
-        first = draft.row_count
-        columns: dict[str, Rows] = {
-            "gradients": batch.rows,
-            "scales": batch.scales,
-            "row_ids": row_ids.astype(np.uint64),
-            "trak_q": batch.trak_q,
-        }
-        for name, array in draft.stored.arrays.items():
-            rows = columns[name] if chosen.all() else columns[name][chosen]
-            draft.states[name] = array.write(draft.states[name], rows)
-        draft.positions.update(zip(row_ids[chosen].tolist(), range(first, draft.row_count), strict=True))
-        zero_rows = int((batch.scales[chosen] == 0).sum())
-        draft.zero_row_count += zero_rows
-        return zero_rows
+    def _append(self, data: bytes, first: int, last: int, row_count: int) -> BlockRecord:
+        log, counters = self.collection.log, self.counters
+        file, offset_bytes = log.place(len(data), counters.log_file, counters.log_offset_bytes)
+        log.append(data, file, offset_bytes, self.syncs)
+        self.counters = replace(counters, log_file=file, log_offset_bytes=offset_bytes + len(data))
+        return BlockRecord(file, offset_bytes, len(data), first, last, row_count)
 
 
-def _news(batch: Batch, is_new: npt.NDArray[np.bool_]) -> list[News]:
-    """All that the batch tells of its new rows."""
-    return [News(row, batch.texts[row], batch.metadata[row]) for row in np.flatnonzero(is_new).tolist()]
+def _packed(news: Sequence[News]) -> tuple[Section, Section]:
+    """The texts and the metadata of some rows, as a block holds them."""
+    texts = [one.text for one in news]
+    metadata = [None if one.metadata is None else canonical(one.metadata) for one in news]
+    return (
+        Section.of_column(column_of(texts) if any(text is not None for text in texts) else None),
+        Section.of_column(column_of(metadata) if any(value is not None for value in metadata) else None),
+    )
 
 
 def _check_dim(batch: Batch, collection: StoredCollection) -> None:
@@ -340,17 +274,3 @@ def last_batch(reader: Reader, collection: StoredCollection, writer_id: str) -> 
     """The last batch stored for a writer, None for none."""
     stored = reader.get("writers", number(collection.record.id) + writer_id.encode())
     return None if stored is None else WriterRecord.decode(stored)
-
-
-def _check_agreement(what: str, known: object, given: object, key: bytes) -> None:
-    if known is not None and given is not None and known != given:
-        raise Conflict(
-            f"key {decode_key(key)!r} has another {what}: {_short(known)} is stored, {_short(given)} was sent; "
-            "a row's text and metadata are given once",
-            key=decode_key(key),
-        )
-
-
-def _short(value: object) -> str:
-    text = repr(value.decode() if isinstance(value, bytes) else value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -42,8 +42,12 @@ class Reader(Protocol):
         """The value, or None. Raises Corrupt if it does not match its checksum."""
         ...
 
-    def scan(self, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """The entries whose keys start with ``prefix``, in the order of the keys."""
+    def scan(self, table: Table, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """The entries whose keys start with ``prefix`` and are not below ``start``, in the order of the keys."""
+        ...
+
+    def floor(self, table: Table, key: bytes, prefix: bytes = b"") -> tuple[bytes, bytes] | None:
+        """The last entry whose key is not above ``key``, None if there is none that starts with ``prefix``."""
         ...
 
 

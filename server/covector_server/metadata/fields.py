@@ -10,6 +10,7 @@ from typing import Any
 from covector.errors import InvalidInput
 
 Value = str | int | float | bool | None
+Fields = Mapping[str, str]  # by name: `string`, `number` or `boolean`
 
 
 def type_of(value: Value) -> str | None:
@@ -45,6 +46,17 @@ def parse_metadata(encoded: bytes, row: int) -> dict[str, Value]:
 def canonical(metadata: Mapping[str, Any]) -> bytes:
     """The stored form: canonical JSON, so that equal objects have equal bytes."""
     return json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def fields_of(rows: Iterable[tuple[int, Mapping[str, Value]]]) -> Fields | None:
+    """The types of all fields of some rows, None if one field has values of two types."""
+    found: dict[str, str] = {}
+    for _, metadata in rows:
+        for name, value in metadata.items():
+            given = type_of(value)
+            if given is not None and found.setdefault(name, given) != given:
+                return None
+    return found
 
 
 def new_fields(known: Mapping[str, str], rows: Iterable[tuple[int, Mapping[str, Value]]]) -> dict[str, str]:

@@ -59,12 +59,22 @@ class LmdbTransaction:
         stored = self._transaction.get(key, db=self._tables[table])
         return None if stored is None else open_value(table, key, bytes(stored))
 
-    def scan(self, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, table: Table, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         with self._transaction.cursor(db=self._tables[table]) as cursor:
-            found = cursor.set_range(prefix) if prefix else cursor.first()
+            lowest = max(prefix, start)
+            found = cursor.set_range(lowest) if lowest else cursor.first()
             while found and (key := bytes(cursor.key())).startswith(prefix):
                 yield key, open_value(table, key, bytes(cursor.value()))
                 found = cursor.next()
+
+    def floor(self, table: Table, key: bytes, prefix: bytes = b"") -> tuple[bytes, bytes] | None:
+        with self._transaction.cursor(db=self._tables[table]) as cursor:
+            found = cursor.set_range(key) if key else cursor.first()
+            if not (found and bytes(cursor.key()) == key):
+                found = cursor.prev() if found else cursor.last()
+            if not found or not (at := bytes(cursor.key())).startswith(prefix):
+                return None
+            return at, open_value(table, at, bytes(cursor.value()))
 
     def put(self, table: Table, key: bytes, value: bytes) -> None:
         self._transaction.put(key, seal_value(table, key, value), db=self._tables[table])

@@ -43,10 +43,17 @@ class MemoryTransaction:
         stored = self._tables[table].get(key)
         return None if stored is None else open_value(table, key, stored)
 
-    def scan(self, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, table: Table, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         entries = self._tables[table]
-        for key in sorted(key for key in entries if key.startswith(prefix)):
+        for key in sorted(key for key in entries if key.startswith(prefix) and key >= start):
             yield key, open_value(table, key, entries[key])
+
+    def floor(self, table: Table, key: bytes, prefix: bytes = b"") -> tuple[bytes, bytes] | None:
+        entries = self._tables[table]
+        at = max((one for one in entries if one <= key), default=None)
+        if at is None or not at.startswith(prefix):
+            return None
+        return at, open_value(table, at, entries[at])
 
     def put(self, table: Table, key: bytes, value: bytes) -> None:
         self._tables[table][key] = seal_value(table, key, value)

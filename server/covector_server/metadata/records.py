@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from covector.types import GradientKind
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Record:
@@ -106,6 +106,16 @@ class BlockRecord(Record):
     first: int
     last: int
     row_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRunRecord(Record):
+    """A run of the key table: it speaks for rows [first, stop)."""
+
+    first: int
+    stop: int
+    count: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,9 @@ def collection_to_message(collection: StoredCollection) -> pb.Collection:
         name=collection.record.name,
         id=collection.record.id,
         space=space_to_message(collection.space),
-        row_count=collection.counters.next_row_id,
+        row_count=collection.row_count,
+        deleted_row_count=len(collection.deleted),
+        read_only_reason="" if collection.read_only is None else collection.read_only.message,
         fields=[pb.Field(name=name, type=type_) for name, type_ in sorted(collection.fields.items())],
     )
 
@@ -123,4 +125,5 @@ def _checkpoint_to_message(checkpoint: StoredCheckpoint, store: Store) -> pb.Che
         zero_row_count=counters.zero_row_count,
         path=str(checkpoint.directory.relative_to(store.data)),
         published_row_count=checkpoint.published_row_count(),
+        dead_row_count=len(checkpoint.dead),
     )

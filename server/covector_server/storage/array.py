@@ -23,6 +23,7 @@ from covector_server.storage.contract import ArrayState, Rows
 from covector_server.storage.disk import Disk
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.segment import MappedShard
+from covector_server.storage.syncs import Syncs
 
 
 class ZarrArray:
@@ -32,9 +33,7 @@ class ZarrArray:
         self.directory = directory
         self.layout = layout
         self._disk = disk
-        self._descriptors: dict[int, int] = {}  # shard -> open file
-        self._touched: set[int] = set()  # shards written since the last sync
-        self._new_entries = False  # a shard file was made since the last sync
+        self._descriptors: dict[int, int] = {}  # shard -> open file, of the thread that writes
         self._mapped: dict[int, MappedShard] = {}
         self._published: int | None = None  # the shape in zarr.json, once read
 
@@ -44,8 +43,8 @@ class ZarrArray:
         self._disk.replace_json(self.directory / "zarr.json", self.layout.zarr_document(0))
         self._published = 0
 
-    def write(self, state: ArrayState, rows: Rows) -> ArrayState:
-        """Writes rows after those of ``state`` and returns the state with them. Not durable before ``sync``."""
+    def write(self, state: ArrayState, rows: Rows, syncs: Syncs) -> ArrayState:
+        """Writes rows after those of ``state``, returns the state with them. Not durable before ``syncs`` are done."""
         layout, row_count, checksum = self.layout, state.row_count, state.checksum
         data = memoryview(np.ascontiguousarray(rows, dtype=layout.dtype).reshape(-1).view(np.uint8).data)
         while data:
@@ -56,35 +55,33 @@ class ZarrArray:
             checksum = crc32c(piece, checksum)
             row_count += len(piece) // layout.row_bytes
             full = row_count % layout.chunk_rows == 0
-            self._write_piece(shard, layout.row_offset_bytes(row), piece, checksum if full else None)
+            descriptor = self._open(shard, syncs)
+            self._write_piece(descriptor, layout.row_offset_bytes(row), piece, checksum if full else None)
+            syncs.add_file(descriptor)
             checksum = 0 if full else checksum
         return ArrayState(row_count, checksum)
 
-    def sync(self) -> None:
-        """Returns when everything written is on stable storage, new files and their names included."""
-        touched, self._touched = self._touched, set()
-        for shard in touched:
-            self._disk.sync(self._descriptors[shard])
-        if self._new_entries:
-            self._sync_directories(touched)
-            self._new_entries = False
-
     def seal(self, shard: int) -> None:
-        """Completes a full shard: its index, durably. Doing it again changes nothing."""
+        """Completes a full shard, all of it committed: its index, durably. Doing it again changes nothing. May run
+        beside ``write``, which has done with that shard."""
         self._write_index(shard, self.layout.chunks_per_shard)
-        self._disk.close(self._descriptors.pop(shard))
+        written = self._descriptors.pop(shard, None)
+        if written is not None:
+            self._disk.close(written)
 
     def complete_tail(self, state: ArrayState) -> None:
         """Pads the last chunk of ``state`` and writes the partial shard's index, durably: then ``set_published`` may
         speak of all rows."""
         layout = self.layout
         shard, row = divmod(state.row_count, layout.shard_rows)
-        if row:
-            chunk, row_in_chunk = divmod(row, layout.chunk_rows)
-            if row_in_chunk:
-                padding = bytes((layout.chunk_rows - row_in_chunk) * layout.row_bytes)
-                self._write_piece(shard, layout.row_offset_bytes(row), padding, crc32c(padding, state.checksum))
-            self._write_index(shard, chunk + (row_in_chunk > 0))
+        if not row:
+            return
+        chunk, row_in_chunk = divmod(row, layout.chunk_rows)
+        if row_in_chunk:
+            padding = bytes((layout.chunk_rows - row_in_chunk) * layout.row_bytes)
+            with self._disk.opened(self._shard_path(shard), layout.shard_bytes) as descriptor:
+                self._write_piece(descriptor, layout.row_offset_bytes(row), padding, crc32c(padding, state.checksum))
+        self._write_index(shard, chunk + (row_in_chunk > 0))
 
     def published_row_count(self) -> int:
         """Rows that Zarr tools can read now."""
@@ -138,20 +135,18 @@ class ZarrArray:
             mapped = self._mapped.setdefault(shard, MappedShard(self._shard_path(shard), self.layout))
         return mapped
 
-    def _write_piece(self, shard: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
-        descriptor = self._open(shard)
-        self._touched.add(shard)
+    def _write_piece(self, descriptor: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
         self._disk.write(descriptor, piece, offset_bytes)
         if checksum is not None:
             self._disk.write(descriptor, checksum.to_bytes(CHECKSUM_BYTES, "little"), offset_bytes + len(piece))
 
     def _write_index(self, shard: int, chunk_count: int) -> None:
-        descriptor = self._open(shard)
-        self._disk.write(descriptor, self.layout.index(chunk_count), self.layout.index_offset_bytes)
-        self._disk.sync(descriptor)
-        self._touched.discard(shard)
+        """With a descriptor of its own: it syncs what was written before by any."""
+        with self._disk.opened(self._shard_path(shard), self.layout.shard_bytes) as descriptor:
+            self._disk.write(descriptor, self.layout.index(chunk_count), self.layout.index_offset_bytes)
+            self._disk.sync(descriptor)
 
-    def _open(self, shard: int) -> int:
+    def _open(self, shard: int, syncs: Syncs) -> int:
         descriptor = self._descriptors.get(shard)
         if descriptor is None:
             path = self._shard_path(shard)
@@ -159,18 +154,15 @@ class ZarrArray:
             if is_new and self.layout.item_shape:
                 path.parent.mkdir(exist_ok=True)
             descriptor = self._descriptors[shard] = self._disk.open(path, self.layout.shard_bytes)
-            self._new_entries = True  # also of a file that stands: who made it may have died before syncing its name
+            self._add_directories(path, syncs)  # also of a file that stands: its maker may have died before its sync
             if is_new:
                 self._disk.write(descriptor, self.layout.index(0), self.layout.index_offset_bytes)
-                self._touched.add(shard)
         return descriptor
 
-    def _sync_directories(self, shards: set[int]) -> None:
-        root = self.directory / "c"
+    def _add_directories(self, path: Path, syncs: Syncs) -> None:
+        syncs.add_directory(path.parent)
         if self.layout.item_shape:
-            for shard in shards:
-                self._disk.sync_directory(self._shard_path(shard).parent)
-        self._disk.sync_directory(root)
+            syncs.add_directory(path.parent.parent)
 
     def _shard_path(self, shard: int) -> Path:
         return self.directory / self.layout.shard_file(shard)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,55 +16,26 @@ from covector.types import GradientKind
 from covector_server.metadata.records import CheckpointCounters, CheckpointRecord
 from covector_server.storage.contract import ArrayState, RowArray, Rows
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
+from covector_server.storage.positions import NO_POSITIONS, PositionFinder
 from covector_server.storage.view import Positions, RowIds, Tile
 
 MakeArray = Callable[[Path, ArrayLayout], RowArray]
-NO_POSITIONS: Positions = np.empty(0, dtype=np.int64)
-
-
-@dataclass(slots=True)
-class PositionIndex:
-    """Where each row's gradient lies: int64 positions by row id, -1 for none. Derived from the row_ids array."""
-
-    by_row_id: Positions = field(default_factory=lambda: NO_POSITIONS)
-
-    def find(self, row_ids: RowIds) -> Positions:
-        """The positions of rows, -1 for none."""
-        found = np.full(len(row_ids), -1, dtype=np.int64)
-        known = (row_ids >= 0) & (row_ids < len(self.by_row_id))
-        found[known] = self.by_row_id[row_ids[known]]
-        return found
-
-    def with_rows(self, row_ids: RowIds, positions: Positions) -> PositionIndex:
-        """The index with more rows. Views that hold the old one keep what they saw: entries are only filled in place
-        where there were none, which a view tells by its row count; a changed entry makes a new table."""
-        if not len(row_ids):
-            return self
-        needed = int(row_ids.max()) + 1
-        table = self.by_row_id
-        if needed > len(table):
-            grown = np.full(max(needed, 2 * len(table), 1024), -1, dtype=np.int64)
-            grown[: len(table)] = table
-            table = grown
-        elif (table[row_ids] >= 0).any():
-            table = table.copy()
-        table[row_ids] = positions
-        return PositionIndex(table)
 
 
 class StoredCheckpoint:
-    """A checkpoint on disk. ``counters``, ``positions`` and ``dead`` are what is committed; each is replaced whole."""
+    """A checkpoint on disk. ``counters`` and ``dead`` are what is committed; each is replaced whole."""
 
     def __init__(self, record: CheckpointRecord, directory: Path, dim: int, make_array: MakeArray) -> None:
         self.record = record
         self.directory = directory
         self.counters = CheckpointCounters()
-        self.positions = PositionIndex()
         self.dead = NO_POSITIONS  # sorted positions of rows replaced or deleted
+        self._publishing = threading.Lock()  # held while zarr.json changes
         layouts = checkpoint_layouts(dim, record.chunk_rows, record.shard_rows)
         self.arrays: Mapping[str, RowArray] = {
             layout.name: make_array(directory / layout.name, layout) for layout in layouts
         }
+        self.positions = PositionFinder(self.arrays["row_ids"])
 
     def create(self) -> None:
         """Makes the empty arrays, durably, over whatever a failed attempt left."""
@@ -82,11 +54,8 @@ class StoredCheckpoint:
                     "collection from a snapshot",
                     checkpoint=self.record.name,
                 )
-            array.published_row_count()  # read here, once: from now on only this thread sets it
-        positions = np.arange(counters.row_count, dtype=np.int64)
-        row_ids = self._read_row_ids()
-        live = live_mask(self.dead, 0, counters.row_count)
-        self.positions = PositionIndex().with_rows(row_ids[live], positions[live])
+            if array.published_row_count() > counters.row_count:  # a copy may hold more than its catalog says
+                array.set_published(counters.sealed_shard_count * self.record.shard_rows)
 
     def states(self) -> dict[str, ArrayState]:
         """How far each array is committed."""
@@ -97,14 +66,15 @@ class StoredCheckpoint:
         """Shards that are full, sealed or not."""
         return self.counters.row_count // self.record.shard_rows
 
-    def seal_full_shards(self) -> CheckpointCounters:
-        """Completes shards that are full and not sealed, durably, and returns the counters that say so."""
+    def seal_full_shards(self) -> int:
+        """Completes shards that are full and not sealed, durably, and returns how many are sealed then."""
         full = self.full_shard_count()
-        for array in self.arrays.values():
-            for shard in range(self.counters.sealed_shard_count, full):
-                array.seal(shard)
-            array.set_published(max(full * self.record.shard_rows, array.published_row_count()))
-        return replace(self.counters, sealed_shard_count=full)
+        with self._publishing:
+            for array in self.arrays.values():
+                for shard in range(self.counters.sealed_shard_count, full):
+                    array.seal(shard)
+                array.set_published(max(full * self.record.shard_rows, array.published_row_count()))
+        return full
 
     def is_published(self) -> bool:
         """Whether Zarr tools can read every committed row."""
@@ -117,17 +87,19 @@ class StoredCheckpoint:
     def publish(self) -> None:
         """Makes every committed row readable by Zarr tools."""
         states = self.states()
-        for name, array in self.arrays.items():
-            array.complete_tail(states[name])
-        for array in self.arrays.values():
-            array.set_published(self.counters.row_count)
+        with self._publishing:
+            for name, array in self.arrays.items():
+                array.complete_tail(states[name])
+            for array in self.arrays.values():
+                array.set_published(self.counters.row_count)
 
     def unpublish_tail(self) -> None:
         """Takes a published tail back out of the arrays' shapes, before more rows change its last chunk."""
-        sealed = self.counters.sealed_shard_count * self.record.shard_rows
-        for array in self.arrays.values():
-            if array.published_row_count() > sealed:
-                array.set_published(sealed)
+        with self._publishing:
+            sealed = self.full_shard_count() * self.record.shard_rows
+            for array in self.arrays.values():
+                if array.published_row_count() > sealed:
+                    array.set_published(sealed)
 
     def view(self) -> StoredCheckpointView:
         """What is committed now."""
@@ -136,14 +108,6 @@ class StoredCheckpoint:
     def close(self) -> None:
         for array in self.arrays.values():
             array.close()
-
-    def _read_row_ids(self) -> RowIds:
-        row_count, shard_rows, array = self.counters.row_count, self.record.shard_rows, self.arrays["row_ids"]
-        runs = [
-            array.read(start, min(start + shard_rows, row_count), row_count)
-            for start in range(0, row_count, shard_rows)
-        ]
-        return np.concatenate(runs).astype(np.int64) if runs else NO_POSITIONS
 
 
 def live_mask(dead: Positions, start: int, stop: int) -> npt.NDArray[np.bool_]:
@@ -161,7 +125,7 @@ class StoredCheckpointView:
     record: CheckpointRecord
     arrays: Mapping[str, RowArray]
     position_count: int
-    positions: PositionIndex
+    positions: PositionFinder
     dead: Positions
 
     @property
@@ -216,9 +180,7 @@ class StoredCheckpointView:
         return self._positions_of(row_ids) >= 0
 
     def _positions_of(self, row_ids: RowIds) -> Positions:
-        positions = self.positions.find(row_ids)
-        positions[positions >= self.position_count] = -1
-        return positions
+        return self.positions.find(row_ids, self.position_count, self.dead)
 
     def _chosen(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> npt.NDArray[np.bool_] | None:
         live = live_mask(self.dead, start, stop)

@@ -1,28 +1,25 @@
 """A collection on disk: its rows, its checkpoints, and the view that readers take of both.
 
-The key table and the positions are derived: they are read from the row log and the row_ids arrays when the collection
-is opened, and follow the commits from then on. What is committed is changed by the committer's thread alone.
+Nothing here holds a value a row: keys are found in the key table, blocks in the catalog, positions in the row_ids
+arrays. What is committed is changed by the commit thread alone.
 """
 
 from __future__ import annotations
 
-import bisect
-import itertools
-import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from covector.blocks import Column
+from covector.blocks import column_of
 from covector.errors import Corrupt, Unavailable
 from covector.types import Space
-from covector_server.metadata.catalog import Reader, number, numbers
+from covector_server.metadata.catalog import Catalog, Reader, number, numbers
 from covector_server.metadata.records import (
     BlockRecord,
     CheckpointCounters,
@@ -32,35 +29,34 @@ from covector_server.metadata.records import (
 )
 from covector_server.storage.checkpoint import MakeArray, StoredCheckpoint, StoredCheckpointView
 from covector_server.storage.disk import Disk
-from covector_server.storage.row_log import NEW, RowLog
+from covector_server.storage.key_hash import hash_keys
+from covector_server.storage.key_table import KeyTable
+from covector_server.storage.positions import is_among
+from covector_server.storage.row_blocks import RowBlocks, Supplements
+from covector_server.storage.row_log import RowLog
+from covector_server.storage.row_reader import RowReader
 from covector_server.storage.view import Positions, RowDetails, RowIds
 
-
-@dataclass(slots=True)
-class RowBlocks:
-    """Where the blocks of the row log lie: rows by their first id, and supplements in order of arrival. Both only grow,
-    so a view of them is a count."""
-
-    new: list[BlockRecord] = field(default_factory=list)
-    supplements: list[BlockRecord] = field(default_factory=list)
-
-    def block_of(self, row_id: int) -> BlockRecord:
-        """The block with a row's key."""
-        return self.new[bisect.bisect_right(self.new, row_id, key=lambda block: block.first) - 1]
+DELETED_RANGE_BITS: Final = 16
+NO_ROWS: RowIds = np.empty(0, dtype=np.int64)
 
 
 class StoredCollection:
-    """A collection on disk, as committed."""
+    """A collection on disk, as committed. What it holds in memory does not grow with its rows."""
 
-    def __init__(self, record: CollectionRecord, directory: Path, disk: Disk, make_array: MakeArray) -> None:
+    def __init__(
+        self, record: CollectionRecord, directory: Path, catalog: Catalog, disk: Disk, make_array: MakeArray
+    ) -> None:
         self.record = record
         self.space = Space.from_json(record.space_json)
         self.directory = directory
+        self.catalog = catalog
         self.counters = CollectionCounters()
         self.fields: dict[str, str] = {}
-        self.row_ids: dict[bytes, int] = {}  # encoded key -> row id
-        self.blocks = RowBlocks()
         self.log = RowLog(directory / "rows", disk)
+        self.keys = KeyTable(directory / "keys", disk)
+        self.supplements = Supplements()
+        self.deleted = NO_ROWS  # sorted ids of deleted rows; replaced whole
         self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.fault: Corrupt | Unavailable | None = None  # why it may not be read
         self.read_only: Unavailable | None = None  # why it may not be written
@@ -69,6 +65,11 @@ class StoredCollection:
         self._reader_count = 0
         self._retired = False
         self._counting = threading.Lock()
+
+    @property
+    def row_count(self) -> int:
+        """Live rows, with or without gradients."""
+        return self.counters.next_row_id - len(self.deleted)
 
     def load(self, reader: Reader) -> None:
         """Reads what the catalog says and derives the rest. A damaged collection stays closed and says why."""
@@ -80,12 +81,22 @@ class StoredCollection:
     def _load(self, reader: Reader, id_: bytes) -> None:
         self.counters = CollectionCounters.decode(reader.get("collection_counters", id_) or b"{}")
         self.fields = {key[8:].decode(): value.decode() for key, value in reader.scan("fields", id_)}
-        for key, value in reader.scan("row_blocks", id_):
-            blocks = self.blocks.new if numbers(key)[1] == NEW else self.blocks.supplements
-            blocks.append(BlockRecord.decode(value))
-        self._load_keys()
+        self.supplements = Supplements.load(reader, self.record.id)
+        self.deleted = deleted_rows(reader, self.record.id)
+        replay = self.rows().keys_between
+        self.keys.load(reader, self.record.id, self.counters.next_row_id, replay)
         for key, value in reader.scan("checkpoints", id_):
             self._load_checkpoint(reader, key, CheckpointRecord.decode(value))
+
+    def rows(self, pending: Sequence[BlockRecord] = (), pending_supplements: Sequence[BlockRecord] = ()) -> RowReader:
+        """Reads rows as they stand now: those committed, and those of ``pending`` blocks that are not yet."""
+        count = len(self.supplements.records)
+
+        def supplements(low: int, high: int) -> list[BlockRecord]:
+            committed = self.supplements.overlapping(low, high, count)
+            return committed + [one for one in pending_supplements if one.first <= high and one.last >= low]
+
+        return RowReader(self.log, RowBlocks(self.catalog, self.record.id, pending), supplements)
 
     def checkpoint_at(self, record: CheckpointRecord) -> StoredCheckpoint:
         """The checkpoint of a record, on its place on disk; not part of the collection yet."""
@@ -121,9 +132,8 @@ class StoredCollection:
             raise self.fault
         with self.changing:
             checkpoints = {name: checkpoint.view() for name, checkpoint in self.checkpoints.items()}
-            supplement_count = len(self.blocks.supplements)
             return StoredCollectionView(
-                self, self.counters.next_row_id, supplement_count, dict(self.fields), checkpoints
+                self, self.counters.next_row_id, self.deleted, self.rows(), dict(self.fields), checkpoints
             )
 
     def close(self) -> None:
@@ -131,13 +141,6 @@ class StoredCollection:
         self.log.close()
         for checkpoint in self.checkpoints.values():
             checkpoint.close()
-
-    def _load_keys(self) -> None:
-        for record in self.blocks.new:
-            keys = self.log.read(record).keys
-            if keys is None or len(keys) != record.row_count:
-                raise Corrupt(f"the block of rows {record.first} to {record.last} lacks keys")
-            self.row_ids.update(zip(keys.values(), range(record.first, record.last + 1), strict=True))  # type: ignore[arg-type]
 
     def _load_checkpoint(self, reader: Reader, key: bytes, record: CheckpointRecord) -> None:
         checkpoint = self.checkpoint_at(record)
@@ -152,11 +155,12 @@ class StoredCollection:
 
 @dataclass(frozen=True, slots=True)
 class StoredCollectionView:
-    """``view.CollectionView`` on files."""
+    """``view.CollectionView`` on files. ``deleted``: sorted ids of deleted rows."""
 
     collection: StoredCollection
     row_id_count: int
-    supplement_count: int
+    deleted: RowIds
+    rows: RowReader
     fields: Mapping[str, str]
     checkpoints: Mapping[str, StoredCheckpointView]
 
@@ -170,74 +174,41 @@ class StoredCollectionView:
 
     @property
     def row_count(self) -> int:
-        return self.row_id_count
+        return self.row_id_count - len(self.deleted)
 
     def row_ids_of(self, keys: Sequence[bytes]) -> RowIds:
-        """The ids of encoded keys, -1 for an unknown one."""
-        known = self.collection.row_ids
-        found = np.fromiter((known.get(key, -1) for key in keys), dtype=np.int64, count=len(keys))
-        found[found >= self.row_id_count] = -1
-        return found
+        """The ids of encoded keys, -1 for an unknown or deleted one."""
+        column = column_of(keys)
+        found = self.collection.keys.find(column, hash_keys(column), self.row_id_count, self.rows.keys_of)
+        return np.where(is_among(self.deleted, found), -1, found)
 
     def keys_of(self, row_ids: RowIds) -> list[bytes]:
         """The encoded keys of rows, in this order."""
-        keys: list[bytes] = [b""] * len(row_ids)
-        for record, places in self._by_block(row_ids):
-            values = _values(self.collection.log.read(record).keys, record.row_count)
-            for place in places:
-                keys[place] = values[int(row_ids[place]) - record.first] or b""
-        return keys
+        return self.rows.keys_of(row_ids)
 
     def details_of(self, row_ids: RowIds) -> list[RowDetails]:
         """Key, text and metadata of rows, in this order."""
-        found: dict[int, RowDetails] = {}
-        for record, places in self._by_block(row_ids):
-            block = self.collection.log.read(record)
-            columns = [_values(column, record.row_count) for column in (block.keys, block.texts, block.metadata)]
-            for place in places:
-                row_id = int(row_ids[place])
-                key, text, metadata = (values[row_id - record.first] for values in columns)
-                found[row_id] = RowDetails(key or b"", _text(text), _object(metadata))
-        for row_id, text, metadata in self._supplements(row_ids):
-            old = found[row_id]
-            found[row_id] = RowDetails(
-                old.key,
-                old.text if text is None else _text(text),
-                old.metadata if metadata is None else _object(metadata),
-            )
-        return [found[int(row_id)] for row_id in row_ids]
+        return self.rows.details_of(row_ids)
 
     def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows in order of row id, block by block."""
-        for record in itertools.takewhile(lambda block: block.first < self.row_id_count, self.collection.blocks.new):
-            column = self.collection.log.read(record).metadata
-            run = [_object(value) for value in _values(column, record.row_count)]
-            for row_id, _, metadata in self._supplements(np.arange(record.first, record.last + 1)):
-                if metadata is not None:
-                    run[row_id - record.first] = _object(metadata)
-            yield record.first, run
+        """The metadata of all rows, the deleted included, in order of row id, block by block."""
+        return self.rows.metadata(0, self.row_id_count)
 
-    def _by_block(self, row_ids: RowIds) -> Iterator[tuple[BlockRecord, list[int]]]:
-        places: dict[int, list[int]] = {}
-        blocks: dict[int, BlockRecord] = {}
-        for place, row_id in enumerate(row_ids.tolist()):
-            block = self.collection.blocks.block_of(row_id)
-            blocks[block.first] = block
-            places.setdefault(block.first, []).append(place)
-        for first in sorted(blocks):
-            yield blocks[first], places[first]
 
-    def _supplements(self, row_ids: RowIds) -> Iterator[tuple[int, bytes | None, bytes | None]]:
-        if not len(row_ids) or not self.supplement_count:
-            return
-        low, high = int(row_ids.min()), int(row_ids.max())
-        for record in self.collection.blocks.supplements[: self.supplement_count]:
-            if record.last < low or record.first > high:
-                continue
-            block = self.collection.log.read(record)
-            texts, metadata = _values(block.texts, record.row_count), _values(block.metadata, record.row_count)
-            for place in np.flatnonzero(np.isin(block.row_ids, row_ids)):
-                yield int(block.row_ids[place]), texts[place], metadata[place]
+def deleted_rows(reader: Reader, collection_id: int) -> RowIds:
+    """The sorted ids of a collection's deleted rows."""
+    runs = [
+        np.frombuffer(value, "<u2").astype(np.int64) + (numbers(key)[1] << DELETED_RANGE_BITS)
+        for key, value in reader.scan("deleted_rows", number(collection_id))
+    ]
+    return np.concatenate(runs) if runs else NO_ROWS
+
+
+def deleted_by_range(deleted: RowIds, ranges: RowIds) -> Iterator[tuple[int, bytes]]:
+    """The stored form of sorted ids of deleted rows, for some ranges of row ids: (range, uint16 offsets in it)."""
+    for number_ in ranges.tolist():
+        low, high = np.searchsorted(deleted, (number_ << DELETED_RANGE_BITS, (number_ + 1) << DELETED_RANGE_BITS))
+        yield number_, (deleted[low:high] - (number_ << DELETED_RANGE_BITS)).astype("<u2").tobytes()
 
 
 def positions_by_shard(dead: Positions, shard_rows: int) -> Iterator[tuple[int, bytes]]:
@@ -245,15 +216,3 @@ def positions_by_shard(dead: Positions, shard_rows: int) -> Iterator[tuple[int, 
     shards = dead // shard_rows
     for shard in np.unique(shards):
         yield int(shard), (dead[shards == shard] - shard * shard_rows).astype("<u4").tobytes()
-
-
-def _values(column: Column | None, row_count: int) -> list[bytes | None]:
-    return [None] * row_count if column is None else column.values()
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
-
-
-def _object(value: bytes | None) -> dict[str, Any] | None:
-    return None if value is None else json.loads(value)

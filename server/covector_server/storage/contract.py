@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from covector_server.storage.layout import ArrayLayout
+from covector_server.storage.syncs import Syncs
 
 Rows = npt.NDArray[Any]
 
@@ -21,7 +22,7 @@ class ArrayState:
 
 
 class RowArray(Protocol):
-    """An array of rows that grows at its end. Writing belongs to one thread, reading to any.
+    """An array of rows that grows at its end. Writing belongs to one thread, reading to any; sealing may go on beside.
 
     ``write`` returns the next state and changes none: what was written past the state that the catalog holds is as good
     as absent, and is written over.
@@ -30,8 +31,7 @@ class RowArray(Protocol):
     layout: ArrayLayout
 
     def create(self) -> None: ...
-    def write(self, state: ArrayState, rows: Rows) -> ArrayState: ...
-    def sync(self) -> None: ...
+    def write(self, state: ArrayState, rows: Rows, syncs: Syncs) -> ArrayState: ...
     def seal(self, shard: int) -> None: ...
     def complete_tail(self, state: ArrayState) -> None: ...
     def published_row_count(self) -> int: ...

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,15 @@ class Disk:
             raise
         return descriptor
 
+    @contextmanager
+    def opened(self, path: Path, size_bytes: int) -> Iterator[int]:
+        """As ``open``, and closes the file when the block ends."""
+        descriptor = self.open(path, size_bytes)
+        try:
+            yield descriptor
+        finally:
+            self.close(descriptor)
+
     def write(self, descriptor: int, data: bytes | memoryview, offset_bytes: int) -> None:
         """Writes all of ``data`` at the offset."""
         view = memoryview(data).cast("B")
@@ -43,6 +54,10 @@ class Disk:
 
     def close(self, descriptor: int) -> None:
         os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Puts a file in the place of another, whole. Durable after ``sync_directory`` of its parent."""
+        old.replace(new)
 
     def sync_directory(self, path: Path) -> None:
         """Returns when the directory's entries are on stable storage."""
@@ -66,5 +81,5 @@ class Disk:
             json.dump(document, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        self.rename(temporary, path)
         self.sync_directory(path.parent)

@@ -13,7 +13,7 @@ from covector.errors import AlreadyExists, Conflict, Corrupt, CovectorError, Not
 from covector.types import Space
 from covector_server.metadata.catalog import TABLES, Catalog, number, numbers
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
-from covector_server.metadata.records import FORMAT_VERSION, CheckpointCounters, CollectionRecord, StoreRecord
+from covector_server.metadata.records import FORMAT_VERSION, CollectionRecord, StoreRecord
 from covector_server.storage.array import ZarrArray
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
@@ -93,19 +93,41 @@ class Store:
                     for key in [key for key, _ in writer.scan(table, prefix)]:
                         writer.delete(table, key)
             if request_id:
-                writer.put("requests", request_id.encode(), number(collection.counters.next_row_id))
+                writer.put("requests", request_id.encode(), number(collection.row_count))
         del self._by_name[name]
         collection.retire(Unavailable(f"collection {name!r} was deleted"))
-        return collection.counters.next_row_id
+        return collection.row_count
 
     def new_checkpoint_rows(self, dim: int) -> tuple[int, int]:
         """(chunk_rows, shard_rows) of a new checkpoint."""
         return rows_for(dim, self.sizes.chunk_bytes, self.sizes.shard_bytes)
 
-    def seal_full_shards(self, collection: StoredCollection, checkpoint: StoredCheckpoint) -> None:
-        """Seals what is full, and marks it sealed."""
-        if checkpoint.full_shard_count() > checkpoint.counters.sealed_shard_count:
-            self._mark(collection, checkpoint, checkpoint.seal_full_shards())
+    def seal_full_shards(self, collection: StoredCollection, checkpoint: StoredCheckpoint) -> int | None:
+        """Seals what is full, and returns how many shards are to be marked sealed; None for none. The collection is
+        read-only if it fails. May run beside the commit thread."""
+        if checkpoint.full_shard_count() <= checkpoint.counters.sealed_shard_count:
+            return None
+        try:
+            sealed = checkpoint.seal_full_shards()
+        except (CovectorError, OSError) as error:
+            _log.exception("collection %r: a full shard could not be sealed", collection.record.name)
+            collection.read_only = Unavailable(
+                f"collection {collection.record.name!r} is read-only: a full shard could not be sealed ({error}); "
+                "free space or look at the disk, then restart the server",
+                final="true",
+            )
+            return None
+        self.disk.step("commit.sealed")
+        return sealed
+
+    def mark_sealed(self, collection: StoredCollection, checkpoint: StoredCheckpoint, sealed_shard_count: int) -> None:
+        """Marks shards sealed, durably."""
+        counters = replace(checkpoint.counters, sealed_shard_count=sealed_shard_count)
+        with self.catalog.write() as writer:
+            if writer.get("collections", number(collection.record.id)) is None:
+                return  # deleted meanwhile
+            writer.put("checkpoint_counters", number(collection.record.id, checkpoint.record.id), counters.encode())
+        checkpoint.counters = counters
 
     def publish(self, collection: StoredCollection) -> None:
         """Makes every committed row of a collection readable by Zarr tools."""
@@ -138,7 +160,9 @@ class Store:
 
     def _at(self, record: CollectionRecord) -> StoredCollection:
         directory = self.data / "collections" / str(record.id)
-        return StoredCollection(record, directory, self.disk, lambda path, layout: ZarrArray(path, layout, self.disk))
+        return StoredCollection(
+            record, directory, self.catalog, self.disk, lambda path, layout: ZarrArray(path, layout, self.disk)
+        )
 
     def _open_record(self) -> StoreRecord:
         with self.catalog.read() as reader:
@@ -157,6 +181,10 @@ class Store:
                 f"{self.data} has format {record.format_version}, this program knows up to {FORMAT_VERSION}; "
                 "use a newer covector"
             )
+        if record.format_version < FORMAT_VERSION:  # what is new in a format has a default
+            record = replace(record, format_version=FORMAT_VERSION)
+            with self.catalog.write() as writer:
+                writer.put("store", _STORE_KEY, record.encode())
         return record
 
     def _recover(self) -> None:
@@ -166,14 +194,10 @@ class Store:
                 collection.load(reader)
                 self._by_name[collection.record.name] = collection
         for collection in self._by_name.values():
-            try:
-                for checkpoint in collection.checkpoints.values() if collection.fault is None else ():
-                    self.seal_full_shards(collection, checkpoint)
-            except (CovectorError, OSError) as error:
-                _log.exception("collection %r: a full shard could not be sealed", collection.record.name)
-                collection.read_only = Unavailable(
-                    f"collection {collection.record.name!r} is read-only: a full shard could not be sealed ({error})"
-                )
+            for checkpoint in collection.checkpoints.values() if collection.fault is None else ():
+                sealed = self.seal_full_shards(collection, checkpoint)
+                if sealed is not None:
+                    self.mark_sealed(collection, checkpoint, sealed)
         self._remove_orphans()
 
     def _remove_orphans(self) -> None:
@@ -182,12 +206,6 @@ class Store:
         for id_ in range(1, self._record.next_collection_id):
             if id_ not in claimed:
                 shutil.rmtree(self.data / "collections" / str(id_), ignore_errors=True)
-
-    def _mark(self, collection: StoredCollection, checkpoint: StoredCheckpoint, counters: CheckpointCounters) -> None:
-        with self.catalog.write() as writer:
-            key = number(collection.record.id, checkpoint.record.id)
-            writer.put("checkpoint_counters", key, counters.encode())
-        checkpoint.counters = counters
 
 
 def _existing(collection: StoredCollection, space: Space, exist_ok: bool) -> StoredCollection:

@@ -94,6 +94,11 @@ class CollectionView(Protocol):
         ...
 
     @property
+    def deleted(self) -> RowIds:
+        """The ids of deleted rows, sorted. No checkpoint has them, no key leads to them."""
+        ...
+
+    @property
     def checkpoints(self) -> Mapping[str, CheckpointView]:
         """By name, in the order they were made."""
         ...
@@ -111,5 +116,5 @@ class CollectionView(Protocol):
         ...
 
     def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows in order of row id, as (first row id, one entry a row) runs."""
+        """The metadata of all rows, the deleted included, by row id: (first row id, one entry a row) runs."""
         ...

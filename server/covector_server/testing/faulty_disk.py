@@ -14,7 +14,8 @@ from covector_server.storage.disk import Disk
 
 @dataclass(slots=True)
 class Fault:
-    """Fails the ``after``-th ``operation`` (``write`` or ``sync``) from now, counted from 0, with ``number``."""
+    """Fails the ``after``-th ``operation`` (``write``, ``sync`` or the name of a step) from now, counted from 0, with
+    ``number``."""
 
     operation: str
     after: int = 0
@@ -26,6 +27,10 @@ class FaultyDisk(Disk):
 
     def __init__(self) -> None:
         self.fault: Fault | None = None
+
+    def step(self, name: str) -> None:
+        if self._is_due(name):
+            self._fail()
 
     def write(self, descriptor: int, data: bytes | memoryview, offset_bytes: int) -> None:
         if self._is_due("write"):

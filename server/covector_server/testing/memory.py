@@ -73,6 +73,10 @@ class MemoryCollection:
     def row_count(self) -> int:
         return len(self.rows)
 
+    @property
+    def deleted(self) -> RowIds:
+        return np.empty(0, dtype=np.int64)
+
     def row_ids_of(self, keys: Sequence[bytes]) -> RowIds:
         """The ids of encoded keys, -1 for an unknown one."""
         place_of = {row.key: place for place, row in enumerate(self.rows)}

@@ -7,6 +7,7 @@ from crc32c import crc32c
 
 from covector_server.storage.contract import ArrayState, Rows
 from covector_server.storage.layout import ArrayLayout
+from covector_server.storage.syncs import Syncs
 
 
 class MemoryArray:
@@ -20,13 +21,10 @@ class MemoryArray:
     def create(self) -> None:
         self._rows = self._rows[:0]
 
-    def write(self, state: ArrayState, rows: Rows) -> ArrayState:
+    def write(self, state: ArrayState, rows: Rows, syncs: Syncs) -> ArrayState:
         self._rows = np.concatenate([self._rows[: state.row_count], np.asarray(rows, dtype=self.layout.dtype)])
         row_count = len(self._rows)
         return ArrayState(row_count, self.checksum_of_tail(row_count))
-
-    def sync(self) -> None:
-        pass
 
     def seal(self, shard: int) -> None:
         assert len(self._rows) >= (shard + 1) * self.layout.shard_rows
