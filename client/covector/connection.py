@@ -29,6 +29,7 @@ _LOOPBACK = ("localhost", "127.", "[::1]")
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    ("grpc.http2.max_frame_size", 4 << 20),  # fewer, larger pieces of a message to join
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),

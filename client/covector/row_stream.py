@@ -138,6 +138,7 @@ class RowStream:
             kind=kind_to_message(origin.kind),
             space=None if origin.space is None else space_to_message(origin.space),
             on_conflict=_POLICIES[self._options.on_conflict],
+            cumulative_acknowledgements=True,
         )
         return ingest_pb2.IngestRequest(open=message).SerializeToString()
 

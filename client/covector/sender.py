@@ -234,9 +234,10 @@ class Sender:
         if self._failure is not None:
             return
         expected = self._kept[0].sequence if self._kept else None
-        if sequence != expected or sequence > self._sent_sequence:
+        if expected is None or not expected <= sequence <= self._sent_sequence:
             raise Internal(f"the server acknowledged batch {sequence}, the next was {expected}")
-        self._drop_oldest()
+        while self._kept and self._kept[0].sequence <= sequence:
+            self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         """The oldest batch is stored: it need not be kept, and any break before now is over."""

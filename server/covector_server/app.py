@@ -17,7 +17,6 @@ from covector.v1 import (
     collections_pb2,
     collections_pb2_grpc,
     ingest_pb2,
-    ingest_pb2_grpc,
     operations_pb2,
     operations_pb2_grpc,
     query_pb2,
@@ -27,6 +26,8 @@ from covector.v1 import (
 )
 from covector_server.config import Config
 from covector_server.ingest.committer import Committer
+from covector_server.ingest.deleting import delete_rows
+from covector_server.jobs.maintenance import Maintenance
 from covector_server.jobs.operations import Operations
 from covector_server.rpc.authentication import ApiKeyInterceptor
 from covector_server.rpc.collections import CollectionsServicer
@@ -35,10 +36,11 @@ from covector_server.rpc.operations import OperationsServicer
 from covector_server.rpc.query import QueryServicer
 from covector_server.rpc.rows import RowsServicer
 from covector_server.storage.store import Store
-from covector_server.storage.view import CollectionView
+from covector_server.storage.view import CollectionView, RowIds
 
 _log = logging.getLogger(__name__)
 _MESSAGE_SLACK_BYTES = 64 << 10
+HTTP2_FRAME_BYTES = 4 << 20  # fewer, larger pieces of a message to join
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
     for module, name in (
@@ -56,12 +58,13 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._stopping = asyncio.Event()
         self._store = Store(config.data, config.sizes)
-        self._committer = Committer(self._store, config.limits)
+        self._maintenance = Maintenance(self._store)
+        self._committer = Committer(self._store, config.limits, self._maintenance.seal)
         self._operations = Operations(self._store, self._committer)
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
         self._ingest = ThreadPoolExecutor(config.ingest_threads, thread_name_prefix="ingest")
+        self._writers = IngestServicer(self._store, self._committer, self._ingest, config.limits)
         self._health = health.aio.HealthServicer()
         self._grpc = self._make_grpc_server()
 
@@ -72,6 +75,7 @@ class Server:
             port = self._add_port(listen)
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {listen}: {error}; is the port taken?") from error
+        self._maintenance.start(self._committer)
         await self._grpc.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -83,13 +87,14 @@ class Server:
         Takes up to five seconds where idle clients are connected: they look at their sockets that rarely, and a
         connection that is not waited for ends with a warning on the client's stderr.
         """
-        self._stopping.set()
+        self._writers.stop()
         await self._health.enter_graceful_shutdown()
         await self._grpc.stop(self._config.stop_grace_s)
         await asyncio.to_thread(self._stop_threads)
 
     def _stop_threads(self) -> None:
         self._operations.stop()
+        self._maintenance.stop()
         self._committer.stop()
         self._queries.shutdown(wait=True, cancel_futures=True)
         self._ingest.shutdown(wait=True, cancel_futures=True)
@@ -103,6 +108,7 @@ class Server:
                 ("grpc.max_receive_message_length", limits.message_bytes + _MESSAGE_SLACK_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
+                ("grpc.http2.max_frame_size", HTTP2_FRAME_BYTES),
             ],
         )
         self._add_services(server)
@@ -117,14 +123,16 @@ class Server:
         def open_view(name: str) -> AbstractContextManager[CollectionView]:
             return store.collection(name).reading()
 
+        async def delete(name: str, row_ids: RowIds, request_id: str) -> int:
+            work = lambda: delete_rows(store, store.collection(name), row_ids, request_id)  # noqa: E731
+            return await asyncio.wrap_future(committer.call(work))
+
         collections_pb2_grpc.add_CollectionsServiceServicer_to_server(
             CollectionsServicer(store, committer, self._operations, limits), server
         )
-        ingest_pb2_grpc.add_IngestServiceServicer_to_server(
-            IngestServicer(store, committer, self._ingest, limits, self._stopping), server
-        )
+        server.add_generic_rpc_handlers((self._writers.handlers(),))
         query_pb2_grpc.add_QueryServiceServicer_to_server(QueryServicer(open_view, self._queries, limits), server)
-        rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits), server)
+        rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits, delete), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(
             OperationsServicer(self._operations, limits), server
         )

@@ -7,6 +7,7 @@ moment, opened as a store of its own.
 import shutil
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,13 @@ from covector.errors import Conflict
 from covector.types import Key, Space
 from covector_server.ingest.batch import Batch, OnConflict, WriterSpec
 from covector_server.ingest.committer import Committer
+from covector_server.ingest.deleting import delete_rows
 from covector_server.limits import Limits
 from covector_server.storage.store import Sizes, Store
 from covector_server.testing.batches import batch_of
 
 DIM = 6
-SIZES = Sizes(chunk_bytes=2 * DIM * 4, shard_bytes=2 * DIM * 8)
+SIZES = Sizes(chunk_bytes=2 * DIM * 4, shard_bytes=2 * DIM * 8, log_file_bytes=500, recent_keys=6)
 KEYS: st.SearchStrategy[Key] = st.one_of(st.integers(0, 20), st.sampled_from(["0", "a", "é", "b" * 40]))
 POLICIES: st.SearchStrategy[OnConflict] = st.sampled_from(["error", "ignore", "replace"])
 
@@ -51,6 +53,7 @@ def decoded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 class Model:
     details: dict[Key, tuple[str | None, dict[str, int] | None]] = field(default_factory=dict)
     versions: dict[tuple[str, Key], int] = field(default_factory=dict)
+    deleted_count: int = 0
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -114,6 +117,38 @@ class StoreMachine(RuleBasedStateMachine):
         spec, batch = self.last
         self.committer.submit(spec, batch).result()
 
+    @rule(keys=st.lists(KEYS, min_size=2, max_size=9), checkpoint=st.sampled_from(["one", "two"]))
+    def add_at_once(self, keys: list[Key], checkpoint: str) -> None:
+        """Batches of one writer, all in flight together: groups build on groups that are not committed yet."""
+        spec = WriterSpec("c", "burst", checkpoint, on_conflict="replace")
+        first = self.sequences.get("burst", 0) + 1
+        batches = [batch_of(first + n, [key], gradient(key, n % 3)[None]) for n, key in enumerate(keys)]
+        for answer in [self.committer.submit(spec, batch) for batch in batches]:
+            answer.result()
+        self.sequences["burst"] = first + len(keys) - 1
+        self.last = (spec, batches[-1])
+        for n, key in enumerate(keys):
+            self.model.details.setdefault(key, (None, None))
+            self.model.versions[checkpoint, key] = n % 3
+
+    @rule(keys=st.lists(KEYS, max_size=5, unique=True))
+    def delete(self, keys: list[Key]) -> None:
+        collection = self.store.collection("c")
+        with collection.reading() as view:
+            row_ids = view.row_ids_of([encode_key(key) for key in keys])
+        known = [key for key in keys if key in self.model.details]
+        assert self.committer.call(lambda: delete_rows(self.store, collection, row_ids)).result() == len(known)
+        for key in known:
+            del self.model.details[key]
+            self.model.versions = {place: v for place, v in self.model.versions.items() if place[1] != key}
+        self.model.deleted_count += len(known)
+
+    @rule()
+    def maintain_keys(self) -> None:
+        collection = self.store.collection("c")
+        while (change := collection.keys.flush(collection.counters.next_row_id) or collection.keys.merge()) is not None:
+            self.committer.call(partial(self.store.register_keys, collection, change)).result()
+
     @rule()
     def restart(self) -> None:
         self.close()
@@ -136,7 +171,9 @@ class StoreMachine(RuleBasedStateMachine):
             keys = list(self.model.details)
             row_ids = view.row_ids_of([encode_key(key) for key in keys])
             assert view.row_count == len(keys)
-            assert sorted(row_ids.tolist()) == list(range(len(keys)))
+            assert len(set(row_ids.tolist()) - set(view.deleted.tolist())) == len(keys)
+            assert len(view.deleted) == self.model.deleted_count
+            assert view.row_id_count == len(keys) + self.model.deleted_count
             assert view.keys_of(row_ids) == [encode_key(key) for key in keys]
             details = {key: (row.text, row.metadata) for key, row in zip(keys, view.details_of(row_ids), strict=True)}
             assert details == self.model.details

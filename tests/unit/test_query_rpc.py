@@ -25,7 +25,7 @@ from covector_server.rpc.convert import space_to_message
 from covector_server.rpc.query import QueryServicer
 from covector_server.rpc.rows import RowsServicer
 from covector_server.rpc.streams import MESSAGE_BYTES, runs
-from covector_server.storage.view import CollectionView, Tile
+from covector_server.storage.view import CollectionView, RowIds, Tile
 from covector_server.testing.memory import MemoryCheckpoint, MemoryCollection, memory_collection
 
 DIM = 12
@@ -38,7 +38,12 @@ class Served:
     views: dict[str, MemoryCollection]
     limits: Limits = field(default_factory=Limits)
     open_count: int = 0
+    deletes: list[tuple[str, list[int], str]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
+
+    async def delete(self, collection: str, row_ids: RowIds, request_id: str) -> int:
+        self.deletes.append((collection, row_ids.tolist(), request_id))
+        return len(row_ids)
 
     @contextmanager
     def open_view(self, name: str) -> Iterator[CollectionView]:
@@ -67,7 +72,8 @@ class Served:
         server = grpc.aio.server()
         with ThreadPoolExecutor(2) as pool:
             query_pb2_grpc.add_QueryServiceServicer_to_server(QueryServicer(self.open_view, pool, self.limits), server)
-            rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(self.open_view, pool, self.limits), server)
+            rows = RowsServicer(self.open_view, pool, self.limits, self.delete)
+            rows_pb2_grpc.add_RowsServiceServicer_to_server(rows, server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -66,7 +66,7 @@ def test_blocks_come_back(kind: int, count: int) -> None:
 
 
 def test_the_log_reads_what_it_appended(tmp_path: Path) -> None:
-    log = RowLog(tmp_path / "rows", Disk(), file_bytes=2000)
+    log = RowLog(tmp_path / "rows", Disk(), 2000)
     log.create()
     file, offset, places = 0, 0, []
     for index in range(20):
@@ -75,7 +75,7 @@ def test_the_log_reads_what_it_appended(tmp_path: Path) -> None:
         file, offset = record.file, record.offset_bytes + record.size_bytes
         places.append((record, block))
     assert file > 1
-    for reader in (log, RowLog(tmp_path / "rows", Disk())):
+    for reader in (log, RowLog(tmp_path / "rows", Disk(), 2000)):
         for record, block in places:
             assert_same(reader.read(record), block)
             assert (record.first, record.last) == (block.row_ids[0], block.row_ids[-1])
@@ -83,7 +83,7 @@ def test_the_log_reads_what_it_appended(tmp_path: Path) -> None:
 
 
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
-    log = RowLog(tmp_path / "rows", Disk())
+    log = RowLog(tmp_path / "rows", Disk(), 2000)
     log.create()
     record = append(log, block_of(0, 12), 0, 0)
     log.close()
@@ -92,10 +92,10 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     for offset in range(len(good)):
         path.write_bytes(good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1 :])
         with pytest.raises(Corrupt):
-            RowLog(tmp_path / "rows", Disk()).read(record).check()
+            RowLog(tmp_path / "rows", Disk(), 2000).read(record).check()
     path.write_bytes(bytes([good[0] ^ 1]) + good[1:])
     with pytest.raises(Corrupt, match="ids 0 to 11"):
-        RowLog(tmp_path / "rows", Disk()).read(record)
+        RowLog(tmp_path / "rows", Disk(), 2000).read(record)
     path.write_bytes(good[:-1])
     with pytest.raises(Corrupt):
-        RowLog(tmp_path / "rows", Disk()).read(record).check()
+        RowLog(tmp_path / "rows", Disk(), 2000).read(record).check()

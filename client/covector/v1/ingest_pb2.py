@@ -25,29 +25,29 @@ _sym_db = _symbol_database.Default()
 from covector.v1 import types_pb2 as covector_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ovector/v1/ingest.proto\x12\x0b\x63ovector.v1\x1a\x17\x63ovector/v1/types.proto\"\x90\x01\n\rIngestRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.covector.v1.OpenWriterH\x00\x12#\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x12.covector.v1.BatchH\x00\x12&\n\x04part\x18\x03 \x01(\x0b\x32\x16.covector.v1.BatchPartH\x00\x42\t\n\x07message\"\xea\x01\n\nOpenWriter\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\twriter_id\x18\x02 \x01(\t\x12\x12\n\ncheckpoint\x18\x03 \x01(\t\x12\x0b\n\x03\x65ta\x18\x04 \x01(\x01\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12\'\n\x04kind\x18\x06 \x01(\x0b\x32\x19.covector.v1.GradientKind\x12!\n\x05space\x18\x07 \x01(\x0b\x32\x12.covector.v1.Space\x12\x30\n\x0bon_conflict\x18\x08 \x01(\x0e\x32\x1b.covector.v1.ConflictPolicy\"\xd8\x02\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\trow_count\x18\x02 \x01(\r\x12$\n\x04keys\x18\x03 \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x0e\n\x06trak_q\x18\x05 \x01(\x0c\x12(\n\x05texts\x18\x06 \x01(\x0b\x32\x19.covector.v1.BinaryColumn\x12+\n\x08metadata\x18\x07 \x01(\x0b\x32\x19.covector.v1.BinaryColumn\x12\x1c\n\x0fgradients_crc32\x18\x08 \x01(\x07H\x00\x88\x01\x01\x12\x16\n\x0egradients_size\x18\t \x01(\x04\x12\x1c\n\x0fgradients_sum64\x18\n \x01(\x06H\x01\x88\x01\x01\x12\x11\n\tgradients\x18\x0f \x01(\x0c\x42\x12\n\x10_gradients_crc32B\x12\n\x10_gradients_sum64\"\x1e\n\tBatchPart\x12\x11\n\tgradients\x18\x0f \x01(\x0c\"\x80\x01\n\x0eIngestResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.covector.v1.WriterOpenedH\x00\x12\x36\n\x0c\x61\x63knowledged\x18\x02 \x01(\x0b\x32\x1e.covector.v1.BatchAcknowledgedH\x00\x42\t\n\x07message\"~\n\x0cWriterOpened\x12\x15\n\rlast_sequence\x18\x01 \x01(\x04\x12\x0b\n\x03\x64im\x18\x02 \x01(\x04\x12\x19\n\x11message_bytes_max\x18\x03 \x01(\x04\x12\x17\n\x0f\x62\x61tch_bytes_max\x18\x04 \x01(\x04\x12\x16\n\x0e\x62\x61tch_rows_max\x18\x05 \x01(\r\"t\n\x11\x42\x61tchAcknowledged\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x18\n\x10stored_row_count\x18\x02 \x01(\r\x12\x1b\n\x13\x64uplicate_row_count\x18\x03 \x01(\r\x12\x16\n\x0ezero_row_count\x18\x04 \x01(\r*\x85\x01\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONFLICT_POLICY_ERROR\x10\x01\x12\x1a\n\x16\x43ONFLICT_POLICY_IGNORE\x10\x02\x12\x1b\n\x17\x43ONFLICT_POLICY_REPLACE\x10\x03\x32V\n\rIngestService\x12\x45\n\x06Ingest\x12\x1a.covector.v1.IngestRequest\x1a\x1b.covector.v1.IngestResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ovector/v1/ingest.proto\x12\x0b\x63ovector.v1\x1a\x17\x63ovector/v1/types.proto\"\x90\x01\n\rIngestRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.covector.v1.OpenWriterH\x00\x12#\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x12.covector.v1.BatchH\x00\x12&\n\x04part\x18\x03 \x01(\x0b\x32\x16.covector.v1.BatchPartH\x00\x42\t\n\x07message\"\x8f\x02\n\nOpenWriter\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\twriter_id\x18\x02 \x01(\t\x12\x12\n\ncheckpoint\x18\x03 \x01(\t\x12\x0b\n\x03\x65ta\x18\x04 \x01(\x01\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12\'\n\x04kind\x18\x06 \x01(\x0b\x32\x19.covector.v1.GradientKind\x12!\n\x05space\x18\x07 \x01(\x0b\x32\x12.covector.v1.Space\x12\x30\n\x0bon_conflict\x18\x08 \x01(\x0e\x32\x1b.covector.v1.ConflictPolicy\x12#\n\x1b\x63umulative_acknowledgements\x18\t \x01(\x08\"\xd8\x02\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\trow_count\x18\x02 \x01(\r\x12$\n\x04keys\x18\x03 \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x0e\n\x06trak_q\x18\x05 \x01(\x0c\x12(\n\x05texts\x18\x06 \x01(\x0b\x32\x19.covector.v1.BinaryColumn\x12+\n\x08metadata\x18\x07 \x01(\x0b\x32\x19.covector.v1.BinaryColumn\x12\x1c\n\x0fgradients_crc32\x18\x08 \x01(\x07H\x00\x88\x01\x01\x12\x16\n\x0egradients_size\x18\t \x01(\x04\x12\x1c\n\x0fgradients_sum64\x18\n \x01(\x06H\x01\x88\x01\x01\x12\x11\n\tgradients\x18\x0f \x01(\x0c\x42\x12\n\x10_gradients_crc32B\x12\n\x10_gradients_sum64\"\x1e\n\tBatchPart\x12\x11\n\tgradients\x18\x0f \x01(\x0c\"\x80\x01\n\x0eIngestResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.covector.v1.WriterOpenedH\x00\x12\x36\n\x0c\x61\x63knowledged\x18\x02 \x01(\x0b\x32\x1e.covector.v1.BatchAcknowledgedH\x00\x42\t\n\x07message\"~\n\x0cWriterOpened\x12\x15\n\rlast_sequence\x18\x01 \x01(\x04\x12\x0b\n\x03\x64im\x18\x02 \x01(\x04\x12\x19\n\x11message_bytes_max\x18\x03 \x01(\x04\x12\x17\n\x0f\x62\x61tch_bytes_max\x18\x04 \x01(\x04\x12\x16\n\x0e\x62\x61tch_rows_max\x18\x05 \x01(\r\"t\n\x11\x42\x61tchAcknowledged\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x18\n\x10stored_row_count\x18\x02 \x01(\r\x12\x1b\n\x13\x64uplicate_row_count\x18\x03 \x01(\r\x12\x16\n\x0ezero_row_count\x18\x04 \x01(\r*\x85\x01\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONFLICT_POLICY_ERROR\x10\x01\x12\x1a\n\x16\x43ONFLICT_POLICY_IGNORE\x10\x02\x12\x1b\n\x17\x43ONFLICT_POLICY_REPLACE\x10\x03\x32V\n\rIngestService\x12\x45\n\x06Ingest\x12\x1a.covector.v1.IngestRequest\x1a\x1b.covector.v1.IngestResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'covector.v1.ingest_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONFLICTPOLICY']._serialized_start=1207
-  _globals['_CONFLICTPOLICY']._serialized_end=1340
+  _globals['_CONFLICTPOLICY']._serialized_start=1244
+  _globals['_CONFLICTPOLICY']._serialized_end=1377
   _globals['_INGESTREQUEST']._serialized_start=67
   _globals['_INGESTREQUEST']._serialized_end=211
   _globals['_OPENWRITER']._serialized_start=214
-  _globals['_OPENWRITER']._serialized_end=448
-  _globals['_BATCH']._serialized_start=451
-  _globals['_BATCH']._serialized_end=795
-  _globals['_BATCHPART']._serialized_start=797
-  _globals['_BATCHPART']._serialized_end=827
-  _globals['_INGESTRESPONSE']._serialized_start=830
-  _globals['_INGESTRESPONSE']._serialized_end=958
-  _globals['_WRITEROPENED']._serialized_start=960
-  _globals['_WRITEROPENED']._serialized_end=1086
-  _globals['_BATCHACKNOWLEDGED']._serialized_start=1088
-  _globals['_BATCHACKNOWLEDGED']._serialized_end=1204
-  _globals['_INGESTSERVICE']._serialized_start=1342
-  _globals['_INGESTSERVICE']._serialized_end=1428
+  _globals['_OPENWRITER']._serialized_end=485
+  _globals['_BATCH']._serialized_start=488
+  _globals['_BATCH']._serialized_end=832
+  _globals['_BATCHPART']._serialized_start=834
+  _globals['_BATCHPART']._serialized_end=864
+  _globals['_INGESTRESPONSE']._serialized_start=867
+  _globals['_INGESTRESPONSE']._serialized_end=995
+  _globals['_WRITEROPENED']._serialized_start=997
+  _globals['_WRITEROPENED']._serialized_end=1123
+  _globals['_BATCHACKNOWLEDGED']._serialized_start=1125
+  _globals['_BATCHACKNOWLEDGED']._serialized_end=1241
+  _globals['_INGESTSERVICE']._serialized_start=1379
+  _globals['_INGESTSERVICE']._serialized_end=1465
 # @@protoc_insertion_point(module_scope)

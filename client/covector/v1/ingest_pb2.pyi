@@ -29,7 +29,7 @@ class IngestRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenWriter, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., part: _Optional[_Union[BatchPart, _Mapping]] = ...) -> None: ...
 
 class OpenWriter(_message.Message):
-    __slots__ = ("collection", "writer_id", "checkpoint", "eta", "weights_digest", "kind", "space", "on_conflict")
+    __slots__ = ("collection", "writer_id", "checkpoint", "eta", "weights_digest", "kind", "space", "on_conflict", "cumulative_acknowledgements")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     WRITER_ID_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class OpenWriter(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     SPACE_FIELD_NUMBER: _ClassVar[int]
     ON_CONFLICT_FIELD_NUMBER: _ClassVar[int]
+    CUMULATIVE_ACKNOWLEDGEMENTS_FIELD_NUMBER: _ClassVar[int]
     collection: str
     writer_id: str
     checkpoint: str
@@ -46,7 +47,8 @@ class OpenWriter(_message.Message):
     kind: _types_pb2.GradientKind
     space: _types_pb2.Space
     on_conflict: ConflictPolicy
-    def __init__(self, collection: _Optional[str] = ..., writer_id: _Optional[str] = ..., checkpoint: _Optional[str] = ..., eta: _Optional[float] = ..., weights_digest: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., on_conflict: _Optional[_Union[ConflictPolicy, str]] = ...) -> None: ...
+    cumulative_acknowledgements: bool
+    def __init__(self, collection: _Optional[str] = ..., writer_id: _Optional[str] = ..., checkpoint: _Optional[str] = ..., eta: _Optional[float] = ..., weights_digest: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., on_conflict: _Optional[_Union[ConflictPolicy, str]] = ..., cumulative_acknowledgements: bool = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("sequence", "row_count", "keys", "scales", "trak_q", "texts", "metadata", "gradients_crc32", "gradients_size", "gradients_sum64", "gradients")

@@ -73,9 +73,10 @@ class Committer:
         self._writer.start()
         self._committer.start()
 
-    def submit(self, spec: WriterSpec, batch: Batch) -> Future[Outcome]:
-        """Queues a batch. The answer comes when it is on stable storage, or with the reason why it is not."""
-        entry = Entry(spec, batch)
+    def submit(self, spec: WriterSpec, batch: Batch | Future[Batch]) -> Future[Outcome]:
+        """Queues a batch, which may be being checked still. The answer comes when it is on stable storage, or with the
+        reason why it is not."""
+        entry = Entry(spec, batch if isinstance(batch, Future) else _done(batch))
         self._queue.put(spec.writer_id, entry)
         return entry.answer
 
@@ -192,6 +193,12 @@ class Committer:
         sealed = self._store.seal_full_shards(collection, checkpoint)
         if sealed is not None:
             self._store.mark_sealed(collection, checkpoint, sealed)
+
+
+def _done(batch: Batch) -> Future[Batch]:
+    found: Future[Batch] = Future()
+    found.set_result(batch)
+    return found
 
 
 def _answer(answer: Future[Any], work: Callable[[], Any]) -> None:

@@ -26,7 +26,7 @@ class Entry:
     """A batch that waits to be stored."""
 
     spec: WriterSpec
-    batch: Batch
+    batch: Future[Batch]  # it may be being checked still
     answer: Future[Outcome] = field(default_factory=begun_future)
 
 
@@ -49,8 +49,13 @@ class Group:
     def write(self, entry: Entry, reader: Reader) -> None:
         """Steps 1 and 2 for one batch. A batch that is refused is answered here and leaves no trace; any other error
         leaves the group unfit to be committed."""
+        failure = entry.batch.exception()  # waits until it is checked
+        if failure is not None:
+            entry.answer.set_exception(explain(failure))
+            return
+        batch = entry.batch.result()
         try:
-            outcome = self._draft(entry.spec.collection).add(entry.spec, entry.batch, reader)
+            outcome = self._draft(entry.spec.collection).add(entry.spec, batch, reader)
         except CovectorError as error:
             entry.answer.set_exception(error)
             return
@@ -58,7 +63,7 @@ class Group:
             self._written.append((entry, Outcome(0, 0, 0)))  # so that it is refused with the group
             raise
         self._written.append((entry, outcome))
-        self.size_bytes += entry.batch.size_bytes
+        self.size_bytes += batch.size_bytes
 
     def check_base(self) -> None:
         """Raises Unavailable if the group that this one builds upon has failed. Call it when that one is done."""

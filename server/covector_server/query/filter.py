@@ -66,6 +66,7 @@ def matching_rows(
     for first, run in view.metadata():
         check_cancelled(cancelled)
         mask[first : first + len(run)] = [condition(metadata or {}) for metadata in run]
+    mask[view.deleted] = False
     return mask
 
 

@@ -2,14 +2,14 @@
 
 A task reads the stream, puts batches together and queues them; the handler answers as they are committed. So many
 batches are in flight, and a client that is not read from any more (its budget is spent) feels it as back-pressure.
-Streams are coroutines: an idle writer costs no thread.
+Streams are coroutines: an idle writer costs no thread. Messages are bytes here; ``rpc.framing`` reads them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, get_args
 
@@ -17,61 +17,78 @@ import grpc
 
 from covector.errors import InvalidInput, LimitExceeded, Unavailable
 from covector.v1 import ingest_pb2 as pb
-from covector.v1 import ingest_pb2_grpc
-from covector_server.ingest.batch import Batch, OnConflict, Outcome, WriterSpec, parse_batch
+from covector_server.ingest.batch import OnConflict, Outcome, WriterSpec, parse_batch
 from covector_server.ingest.budget import ByteBudget
 from covector_server.ingest.checks import check_writer
 from covector_server.ingest.committer import Committer
 from covector_server.ingest.draft import last_batch
 from covector_server.limits import Limits
+from covector_server.rpc.acknowledgements import Acknowledgements, Pending
 from covector_server.rpc.convert import kind_from_message, space_from_message
-from covector_server.rpc.edge import streaming
+from covector_server.rpc.edge import unary
+from covector_server.rpc.framing import Request, read_request
 from covector_server.storage.store import Store
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _POLICIES: tuple[OnConflict, ...] = ("error", *get_args(OnConflict))
-_Pending = tuple[int, int, "asyncio.Future[Outcome]"]  # sequence, bytes of budget, answer
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+METHOD = "/covector.v1.IngestService/Ingest"
 
 
-class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
+class IngestServicer:
     """Translates; the committer decides."""
 
-    def __init__(
-        self, store: Store, committer: Committer, pool: ThreadPoolExecutor, limits: Limits, stopping: asyncio.Event
-    ) -> None:
+    def __init__(self, store: Store, committer: Committer, pool: ThreadPoolExecutor, limits: Limits) -> None:
         self._store = store
         self._committer = committer
         self._pool = pool
         self._limits = limits
-        self._stopping = stopping
         self._budget = ByteBudget(limits.queue_bytes)
+        self._stopping = False
+        self._readers: set[asyncio.Task[Any]] = set()
         self._stream_count = 0
 
-    @streaming
-    async def Ingest(
-        self, requests: AsyncIterator[pb.IngestRequest], context: Context
-    ) -> AsyncIterator[pb.IngestResponse]:
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The service, for a server: bytes in, bytes out."""
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self.Ingest)
+        service, _, name = METHOD[1:].partition("/")
+        return grpc.method_handlers_generic_handler(service, {name: method})
+
+    def stop(self) -> None:
+        """Ends the streams: what was received whole is still acknowledged."""
+        self._stopping = True
+        for reader in self._readers:
+            reader.cancel()
+
+    @unary
+    async def Ingest(self, _: object, context: Context) -> None:
         if self._stream_count >= self._limits.streams:
             raise LimitExceeded(
                 f"{self._stream_count} writers are open, streams={self._limits.streams}", limit="streams"
             )
         self._stream_count += 1
         try:
-            messages = aiter(requests)
-            spec = await self._open(messages)
-            yield pb.IngestResponse(opened=self._opened(spec))
-            async for acknowledged in self._acknowledge(spec, messages):
-                yield pb.IngestResponse(acknowledged=acknowledged)
+            opening = await self._open(context)
+            spec = _spec_of(opening, self._limits)
+            check_writer(spec, self._store.collection(spec.collection))
+            await context.write(pb.IngestResponse(opened=self._opened(spec)).SerializeToString())
+            await self._answer(spec, opening.cumulative_acknowledgements, context)
         finally:
             self._stream_count -= 1
 
-    async def _open(self, messages: AsyncIterator[pb.IngestRequest]) -> WriterSpec:
-        message = await self._next(messages)
-        if message is None or message.WhichOneof("message") != "open":
+    async def _open(self, context: Context) -> pb.OpenWriter:
+        reading = asyncio.create_task(_next(context))
+        self._readers.add(reading)
+        try:
+            request = await reading
+        except asyncio.CancelledError:
+            self._check_stopping()
+            raise
+        finally:
+            self._readers.discard(reading)
+        if request is None or request.kind != "open":
             raise InvalidInput("the first message of a writer is OpenWriter")
-        spec = _spec_of(message.open, self._limits)
-        check_writer(spec, self._store.collection(spec.collection))
-        return spec
+        return request.message.open
 
     def _opened(self, spec: WriterSpec) -> pb.WriterOpened:
         collection = self._store.collection(spec.collection)
@@ -85,111 +102,127 @@ class IngestServicer(ingest_pb2_grpc.IngestServiceServicer):
             batch_rows_max=self._limits.batch_rows,
         )
 
-    async def _acknowledge(
-        self, spec: WriterSpec, messages: AsyncIterator[pb.IngestRequest]
-    ) -> AsyncIterator[pb.BatchAcknowledged]:
-        pending: asyncio.Queue[_Pending | None] = asyncio.Queue()
-        reading = asyncio.create_task(self._read(spec, messages, pending))
-        try:
-            while (entry := await pending.get()) is not None:
-                sequence, size_bytes, answer = entry
-                try:
-                    outcome = await answer
-                finally:
-                    self._budget.release(size_bytes)
-                yield pb.BatchAcknowledged(
-                    sequence=sequence,
-                    stored_row_count=outcome.stored_row_count,
-                    duplicate_row_count=outcome.duplicate_row_count,
-                    zero_row_count=outcome.zero_row_count,
-                )
-            await reading
-        finally:
+    async def _answer(self, spec: WriterSpec, cumulative: bool, context: Context) -> None:
+        acknowledgements = Acknowledgements()
+        reading = asyncio.create_task(self._read(spec, context, acknowledgements))
+        self._readers.add(reading)
+        if self._stopping:
             reading.cancel()
-            self._release(pending)
-
-    async def _read(
-        self, spec: WriterSpec, messages: AsyncIterator[pb.IngestRequest], pending: asyncio.Queue[_Pending | None]
-    ) -> None:
-        """Queues batches until the client half-closes; ends ``pending`` with None, whatever happens."""
         try:
-            while (message := await self._next(messages)) is not None:
-                if message.WhichOneof("message") != "batch":
+            while done := await acknowledgements.done():
+                await self._write(done, cumulative, context)
+            try:
+                await reading
+            except asyncio.CancelledError:
+                self._check_stopping()
+                raise
+        finally:
+            self._readers.discard(reading)
+            reading.cancel()
+            for pending in acknowledgements.rest():
+                self._budget.release(pending.size_bytes)
+
+    async def _write(self, done: list[Pending], cumulative: bool, context: Context) -> None:
+        """Acknowledges answered batches. Raises the error of the first that was refused, after those before it."""
+        for pending in done:
+            self._budget.release(pending.size_bytes)
+        stored = list(itertools.takewhile(lambda pending: pending.answer.exception() is None, done))
+        for sequence, outcome in _outcomes(stored, cumulative):
+            await context.write(_acknowledged(sequence, outcome))
+        if len(stored) < len(done):
+            done[len(stored)].answer.result()  # raises
+
+    async def _read(self, spec: WriterSpec, context: Context, acknowledgements: Acknowledgements) -> None:
+        """Queues batches until the client half-closes; ends ``acknowledgements``, whatever happens."""
+        try:
+            while (request := await _next(context)) is not None:
+                if request.kind != "batch":
                     raise InvalidInput("after OpenWriter come batches, and parts only of a batch that is not whole")
-                size_bytes = self._check_size(spec, message.batch)
+                size_bytes = self._check_size(spec, request)
                 await self._budget.acquire(size_bytes)
                 try:
-                    batch = await self._receive(spec, message.batch, messages)
+                    gradients = await self._gradients(request, context)
+                    batch = request.message.batch
+                    dim = None if spec.checkpoint is None else self._store.collection(spec.collection).space.dim
+                    parsing = self._pool.submit(parse_batch, batch, gradients, dim, self._limits)
+                    answer = self._committer.submit(spec, parsing)
                 except BaseException:
                     self._budget.release(size_bytes)
                     raise
-                answer = asyncio.wrap_future(self._committer.submit(spec, batch))
-                pending.put_nowait((batch.sequence, size_bytes, answer))
+                acknowledgements.add(Pending(batch.sequence, size_bytes, answer))
         finally:
-            pending.put_nowait(None)
+            acknowledgements.end()
 
-    async def _receive(self, spec: WriterSpec, message: pb.Batch, messages: AsyncIterator[pb.IngestRequest]) -> Batch:
-        """The whole batch, parts included, checked."""
-        gradients = message.gradients
-        if len(gradients) < message.gradients_size:
-            gradients = await self._receive_parts(gradients, message.gradients_size, messages)
-        if len(gradients) != message.gradients_size:
-            raise InvalidInput(f"{len(gradients)} bytes of gradients came, gradients_size is {message.gradients_size}")
-        dim = None if spec.checkpoint is None else self._store.collection(spec.collection).space.dim
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, parse_batch, message, gradients, dim, self._limits)
+    async def _gradients(self, request: Request, context: Context) -> memoryview | bytearray:
+        """All gradients of a batch, parts included."""
+        size_bytes = request.message.batch.gradients_size
+        gradients: memoryview | bytearray = request.gradients
+        if len(gradients) < size_bytes:
+            gradients = bytearray(gradients)
+            while len(gradients) < size_bytes:
+                gradients += await self._part(context, len(gradients), size_bytes)
+        if len(gradients) != size_bytes:
+            raise InvalidInput(f"{len(gradients)} bytes of gradients came, gradients_size is {size_bytes}")
+        return gradients
 
-    async def _receive_parts(self, start: bytes, size_bytes: int, messages: AsyncIterator[pb.IngestRequest]) -> bytes:
-        gradients = bytearray(start)
-        while len(gradients) < size_bytes:
-            message = await self._next(messages, self._limits.part_wait_s)
-            if message is None or message.WhichOneof("message") != "part" or not message.part.gradients:
-                raise InvalidInput(f"a batch stopped at {len(gradients)} of its {size_bytes} bytes of gradients")
-            gradients += message.part.gradients
-        return bytes(gradients)
+    async def _part(self, context: Context, received_bytes: int, size_bytes: int) -> memoryview:
+        try:
+            request = await asyncio.wait_for(_next(context), self._limits.part_wait_s)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the rest of a batch did not come within part_wait_s={self._limits.part_wait_s} s; send it again"
+            ) from error
+        if request is None or request.kind != "part" or not request.gradients:
+            raise InvalidInput(f"a batch stopped at {received_bytes} of its {size_bytes} bytes of gradients")
+        return request.gradients
 
-    def _check_size(self, spec: WriterSpec, message: pb.Batch) -> int:
+    def _check_size(self, spec: WriterSpec, request: Request) -> int:
         """The bytes a batch will hold in memory. Raises LimitExceeded for one past the limits, InvalidInput for one
         whose sizes contradict each other: a claim alone must not hold bytes that others wait for."""
+        batch = request.message.batch
         dim = 0 if spec.checkpoint is None else self._store.collection(spec.collection).space.dim
-        if message.gradients_size != 2 * dim * message.row_count:
+        if batch.gradients_size != 2 * dim * batch.row_count:
             raise InvalidInput(
-                f"gradients_size is {message.gradients_size}; {message.row_count} rows of dim {dim} have "
-                f"{2 * dim * message.row_count} bytes"
+                f"gradients_size is {batch.gradients_size}; {batch.row_count} rows of dim {dim} have "
+                f"{2 * dim * batch.row_count} bytes"
             )
-        name = "row_bytes" if message.row_count == 1 else "batch_bytes"
-        self._limits.check(name, message.gradients_size, "bytes of gradients in a batch")
-        return max(message.gradients_size, len(message.gradients)) + message.ByteSize() - len(message.gradients)
+        name = "row_bytes" if batch.row_count == 1 else "batch_bytes"
+        self._limits.check(name, batch.gradients_size, "bytes of gradients in a batch")
+        return max(batch.gradients_size, len(request.gradients)) + batch.ByteSize()
 
-    async def _next(
-        self, messages: AsyncIterator[pb.IngestRequest], timeout_s: float | None = None
-    ) -> pb.IngestRequest | None:
-        """The next message, None at the end. Raises Unavailable when the server stops, or the time has passed."""
-        reading = asyncio.ensure_future(anext(messages, None))
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({reading, stopping}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                return reading.result()
-            if not stopping.done():
-                raise Unavailable(f"the rest of a batch did not come within part_wait_s={timeout_s} s; send it again")
+    def _check_stopping(self) -> None:
+        if self._stopping:
             raise Unavailable("the server is stopping; open the writer again and send what was not acknowledged")
-        finally:
-            reading.cancel()
-            stopping.cancel()
-
-    def _release(self, pending: asyncio.Queue[_Pending | None]) -> None:
-        while not pending.empty():
-            entry = pending.get_nowait()
-            if entry is not None:
-                self._budget.release(entry[1])
-                entry[2].add_done_callback(_forget)
 
 
-def _forget(answer: asyncio.Future[Outcome]) -> None:
-    """Nobody waits for this answer any more: its exception, if it has one, was looked at."""
-    if not answer.cancelled():
-        answer.exception()
+async def _next(context: Context) -> Request | None:
+    """The next request, None at the end."""
+    data = await context.read()
+    return None if data is _EOF else read_request(data)
+
+
+def _acknowledged(sequence: int, outcome: Outcome) -> bytes:
+    message = pb.BatchAcknowledged(
+        sequence=sequence,
+        stored_row_count=outcome.stored_row_count,
+        duplicate_row_count=outcome.duplicate_row_count,
+        zero_row_count=outcome.zero_row_count,
+    )
+    return pb.IngestResponse(acknowledged=message).SerializeToString()
+
+
+def _outcomes(stored: list[Pending], cumulative: bool) -> list[tuple[int, Outcome]]:
+    """What to acknowledge: each batch, or the last with the sums of all."""
+    found = [(pending.sequence, pending.answer.result()) for pending in stored]
+    if not cumulative or len(found) < 2:
+        return found
+    outcomes = [outcome for _, outcome in found]
+    total = Outcome(
+        sum(outcome.stored_row_count for outcome in outcomes),
+        sum(outcome.duplicate_row_count for outcome in outcomes),
+        sum(outcome.zero_row_count for outcome in outcomes),
+    )
+    return [(found[-1][0], total)]
 
 
 def _spec_of(message: pb.OpenWriter, limits: Limits) -> WriterSpec:

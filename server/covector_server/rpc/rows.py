@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +17,7 @@ from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled, check_cancelled
 from covector_server.query.engine import count_rows
-from covector_server.query.filter import parse_where
+from covector_server.query.filter import matching_rows, parse_where
 from covector_server.query.planner import find_checkpoint
 from covector_server.rpc.edge import streaming, unary
 from covector_server.rpc.query import OpenView
@@ -25,15 +25,17 @@ from covector_server.rpc.streams import MESSAGE_BYTES, Context, computed, pulled
 from covector_server.storage.view import CheckpointView, CollectionView, RowIds
 
 ROWS_AT_ONCE = 256
+Delete = Callable[[str, RowIds, str], Awaitable[int]]  # collection, row ids, request id -> rows deleted
 
 
 class RowsServicer(rows_pb2_grpc.RowsServiceServicer):
     """Translates; views answer, in the pool."""
 
-    def __init__(self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits) -> None:
+    def __init__(self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits, delete: Delete) -> None:
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
+        self._delete = delete
 
     @streaming
     async def GetRows(self, request: pb.GetRowsRequest, context: Context) -> AsyncIterator[pb.GetRowsResponse]:
@@ -50,6 +52,23 @@ class RowsServicer(rows_pb2_grpc.RowsServiceServicer):
     @unary
     async def CountRows(self, request: pb.CountRowsRequest, context: Context) -> pb.CountRowsResponse:
         return await computed(self._pool, lambda cancelled: self._count(request, cancelled))
+
+    @unary
+    async def DeleteRows(self, request: pb.DeleteRowsRequest, context: Context) -> pb.DeleteRowsResponse:
+        self._limits.check("id_bytes", len(request.request_id.encode()), "bytes of the request's id")
+        if request.HasField("keys") == bool(request.where_json):
+            raise InvalidInput("rows are deleted by keys or by a filter: give one of the two")
+        row_ids = await computed(self._pool, functools.partial(self._chosen, request))
+        row_count = await self._delete(request.collection, row_ids, request.request_id)
+        return pb.DeleteRowsResponse(row_count=row_count)
+
+    def _chosen(self, request: pb.DeleteRowsRequest, cancelled: Cancelled) -> RowIds:
+        """The ids of the rows to delete; -1 for a key that is not known."""
+        where = parse_where(request.where_json)
+        with self._open_view(request.collection) as view:
+            if where is None:
+                return view.row_ids_of(_keys_of(request.keys))
+            return np.flatnonzero(matching_rows(view, where, self._limits, cancelled))
 
     def _rows(self, request: pb.GetRowsRequest, cancelled: Cancelled) -> Iterator[pb.GetRowsResponse]:
         keys = _keys_of(request.keys)

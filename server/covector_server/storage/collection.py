@@ -27,10 +27,12 @@ from covector_server.metadata.records import (
     CollectionCounters,
     CollectionRecord,
 )
-from covector_server.storage.checkpoint import MakeArray, StoredCheckpoint, StoredCheckpointView
+from covector_server.storage.array import ZarrArray
+from covector_server.storage.checkpoint import StoredCheckpoint, StoredCheckpointView
 from covector_server.storage.disk import Disk
 from covector_server.storage.key_hash import hash_keys
 from covector_server.storage.key_table import KeyTable
+from covector_server.storage.layout import Sizes
 from covector_server.storage.positions import is_among
 from covector_server.storage.row_blocks import RowBlocks, Supplements
 from covector_server.storage.row_log import RowLog
@@ -44,24 +46,22 @@ NO_ROWS: RowIds = np.empty(0, dtype=np.int64)
 class StoredCollection:
     """A collection on disk, as committed. What it holds in memory does not grow with its rows."""
 
-    def __init__(
-        self, record: CollectionRecord, directory: Path, catalog: Catalog, disk: Disk, make_array: MakeArray
-    ) -> None:
+    def __init__(self, record: CollectionRecord, directory: Path, catalog: Catalog, disk: Disk, sizes: Sizes) -> None:
         self.record = record
         self.space = Space.from_json(record.space_json)
         self.directory = directory
         self.catalog = catalog
         self.counters = CollectionCounters()
         self.fields: dict[str, str] = {}
-        self.log = RowLog(directory / "rows", disk)
-        self.keys = KeyTable(directory / "keys", disk)
+        self.log = RowLog(directory / "rows", disk, sizes.log_file_bytes)
+        self.keys = KeyTable(directory / "keys", disk, sizes.recent_keys)
         self.supplements = Supplements()
         self.deleted = NO_ROWS  # sorted ids of deleted rows; replaced whole
         self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.fault: Corrupt | Unavailable | None = None  # why it may not be read
         self.read_only: Unavailable | None = None  # why it may not be written
         self.changing = threading.Lock()  # held while the committed state changes, and while a view is taken
-        self._make_array = make_array
+        self._disk = disk
         self._reader_count = 0
         self._retired = False
         self._counting = threading.Lock()
@@ -101,7 +101,9 @@ class StoredCollection:
     def checkpoint_at(self, record: CheckpointRecord) -> StoredCheckpoint:
         """The checkpoint of a record, on its place on disk; not part of the collection yet."""
         directory = self.directory / str(record.id) / str(record.generation)
-        return StoredCheckpoint(record, directory, self.space.dim, self._make_array)
+        return StoredCheckpoint(
+            record, directory, self.space.dim, lambda path, layout: ZarrArray(path, layout, self._disk)
+        )
 
     @contextmanager
     def reading(self) -> Iterator[StoredCollectionView]:

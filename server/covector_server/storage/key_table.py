@@ -28,10 +28,9 @@ from covector_server.storage.key_hash import Hashes, hash_keys
 from covector_server.storage.key_runs import KeyRun, filter_bits, write_run
 from covector_server.storage.recent_keys import Candidates, RecentKeys, RowIds
 
-RECENT_KEYS = 1 << 19  # keys in memory before they are frozen
 FROZEN_MAX = 2  # frozen tables that may wait to be written
 MERGED_RUNS = 8  # neighbours of about one size that become one run
-REPLAYED_KEYS = 1 << 16  # keys that an orderly stop leaves to be replayed
+REPLAYED_SHARE = 8  # an orderly stop leaves at most recent_keys / REPLAYED_SHARE keys to be replayed
 
 KeysOf = Callable[[RowIds], list[bytes]]
 Replay = Callable[[int, int], Iterator[tuple[int, Column]]]  # rows [start, stop) -> (first row id, keys) runs
@@ -56,15 +55,19 @@ class Change:
 
 
 class KeyTable:
-    """The key table of one collection, below ``directory``. One thread adds, one maintains, any may look up."""
+    """The key table of one collection, below ``directory``. One thread adds, one maintains, any may look up.
 
-    def __init__(self, directory: Path, disk: Disk, recent_keys: int = RECENT_KEYS) -> None:
+    ``recent_keys``: keys in memory before they are frozen.
+    """
+
+    def __init__(self, directory: Path, disk: Disk, recent_keys: int) -> None:
         self.directory = directory
         self._disk = disk
         self._recent_keys = recent_keys
         self._runs: tuple[NumberedRun, ...] = ()  # by row id; replaced whole
         self._frozen: tuple[RecentKeys, ...] = ()  # oldest first; replaced whole
         self._recent = RecentKeys(0)
+        self._damaged: tuple[int, ...] = ()  # numbers of damaged runs that the catalog still names
         self._next_number = 0
         self._changed = threading.Condition()
 
@@ -76,8 +79,8 @@ class KeyTable:
     def load(self, reader: Reader, collection_id: int, row_count: int, replay: Replay) -> list[Path]:
         """Opens the runs that the catalog names and replays the rows that none speaks for. Returns the files of
         damaged runs, which were passed over."""
-        damaged = []
-        runs = []
+        damaged: list[int] = []
+        runs: list[NumberedRun] = []
         for key, value in reader.scan("key_runs", number(collection_id)):
             record = KeyRunRecord.decode(value)
             run_number = numbers(key)[1]
@@ -87,7 +90,7 @@ class KeyTable:
                 runs.append(NumberedRun(run_number, _opened(path, record)))
             except (Corrupt, OSError) as error:
                 _log.warning("%s: %s; its keys are read from the row log", path, error)
-                damaged.append(path)
+                damaged.append(run_number)
         self._runs = tuple(sorted(runs, key=lambda numbered: numbered.run.first_row_id))
         for start, stop in self._uncovered(row_count):
             self._replay(start, stop, replay)
@@ -95,7 +98,8 @@ class KeyTable:
             if len(self._recent):
                 self._freeze_recent()
             self._recent = RecentKeys(row_count)
-        return damaged
+        self._damaged = tuple(damaged)
+        return [self._path(run_number) for run_number in damaged]
 
     def find(self, keys: Column, hashes: Hashes, stop_row_id: int, keys_of: KeysOf) -> RowIds:
         """int64[keys]: the newest row below ``stop_row_id`` of each key, -1 for none. ``keys_of`` reads the keys of
@@ -137,7 +141,7 @@ class KeyTable:
 
     def freeze(self) -> None:
         """Freezes what is recent, if it is worth a run: for an orderly stop, when nobody adds."""
-        if len(self._recent) > REPLAYED_KEYS:
+        if len(self._recent) * REPLAYED_SHARE > self._recent_keys:
             self._freeze_recent()
 
     def flush(self, committed_row_count: int) -> Change | None:
@@ -157,9 +161,9 @@ class KeyTable:
         return None
 
     def commit(self, writer: Writer, collection_id: int, change: Change) -> None:
-        """Puts a change into a transaction."""
-        for numbered in change.removed:
-            writer.delete("key_runs", number(collection_id, numbered.number))
+        """Puts a change into a transaction. Damaged runs go out with it: their rows were replayed."""
+        for run_number in (*self._damaged, *(numbered.number for numbered in change.removed)):
+            writer.delete("key_runs", number(collection_id, run_number))
         run = change.added.run
         record = KeyRunRecord(run.first_row_id, run.stop_row_id, run.count, run.size_bytes)
         writer.put("key_runs", number(collection_id, change.added.number), record.encode())
@@ -170,8 +174,9 @@ class KeyTable:
             kept = [numbered for numbered in self._runs if numbered not in change.removed]
             self._runs = tuple(sorted([*kept, change.added], key=lambda numbered: numbered.run.first_row_id))
             self._frozen = tuple(table for table in self._frozen if table is not change.frozen)
+            damaged, self._damaged = self._damaged, ()
             self._changed.notify_all()
-        return [numbered.run.path for numbered in change.removed]
+        return [*(self._path(number_) for number_ in damaged), *(numbered.run.path for numbered in change.removed)]
 
     # Inside
 
@@ -206,7 +211,9 @@ class KeyTable:
             parts += [numbered.run.find(hashes, bits) for numbered in runs]
         return Candidates.joined(parts)
 
-    def _covered_until(self) -> int:
+    @property
+    def covered_until(self) -> int:
+        """The row id up to which runs speak for all rows."""
         return max((numbered.run.stop_row_id for numbered in self._runs), default=0)
 
     def _uncovered(self, row_count: int) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,16 @@ SHARD_ROWS_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """About how large the pieces of a store are. ``recent_keys``: keys in memory before they become a run."""
+
+    chunk_bytes: int = 1 << 20
+    shard_bytes: int = 256 << 20
+    log_file_bytes: int = 256 << 20
+    recent_keys: int = 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
 class ArrayLayout:
     """The layout of one array of rows: ``item_shape`` is (dim,) for gradients, () for a column."""
 

@@ -16,7 +16,6 @@ from covector_server.storage.disk import Disk
 from covector_server.storage.row_block import NEW, SUPPLEMENT, Block
 from covector_server.storage.syncs import Syncs
 
-FILE_BYTES = 256 << 20
 CACHED_BYTES = 32 << 20
 _OPEN_FILES = 2  # the newest ones, to append to
 
@@ -26,7 +25,7 @@ __all__ = ["NEW", "SUPPLEMENT", "RowLog"]
 class RowLog:
     """The blocks below ``directory``. Appending belongs to one thread, reading to any; blocks read are cached."""
 
-    def __init__(self, directory: Path, disk: Disk, file_bytes: int = FILE_BYTES) -> None:
+    def __init__(self, directory: Path, disk: Disk, file_bytes: int) -> None:
         self._directory = directory
         self._disk = disk
         self._file_bytes = file_bytes

@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from covector.errors import AlreadyExists, Conflict, Corrupt, CovectorError, NotFound, Unavailable, near_matches
@@ -14,22 +14,15 @@ from covector.types import Space
 from covector_server.metadata.catalog import TABLES, Catalog, number, numbers
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.records import FORMAT_VERSION, CollectionRecord, StoreRecord
-from covector_server.storage.array import ZarrArray
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.disk import Disk
-from covector_server.storage.layout import rows_for
+from covector_server.storage.key_table import Change as KeyChange
+from covector_server.storage.layout import Sizes, rows_for
 
 _STORE_KEY = b"store"
+__all__ = ["Sizes", "Store"]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """About how large the chunks and the shards of new checkpoints are."""
-
-    chunk_bytes: int = 1 << 20
-    shard_bytes: int = 256 << 20
 
 
 class Store:
@@ -62,7 +55,7 @@ class Store:
         same request sent again has no second effect."""
         standing = self._by_name.get(name)
         if standing is not None:
-            return _existing(standing, space, exist_ok or self._answered(request_id) == number(standing.record.id))
+            return _existing(standing, space, exist_ok or self.answered(request_id) == number(standing.record.id))
         record = CollectionRecord(self._record.next_collection_id, name, space.json)
         collection = self._at(record)
         shutil.rmtree(collection.directory, ignore_errors=True)  # of an attempt that was not committed
@@ -81,7 +74,7 @@ class Store:
     def delete_collection(self, name: str, request_id: str = "") -> int:
         """Takes a collection out of the catalog, durably, and returns how many rows it had; its files go when its last
         reader has. The same request sent again has no second effect."""
-        answered = self._answered(request_id)
+        answered = self.answered(request_id)
         if answered is not None:
             return numbers(answered)[0]
         collection = self.collection(name)
@@ -129,6 +122,16 @@ class Store:
             writer.put("checkpoint_counters", number(collection.record.id, checkpoint.record.id), counters.encode())
         checkpoint.counters = counters
 
+    def register_keys(self, collection: StoredCollection, change: KeyChange) -> None:
+        """Makes a change of the key table count, durably; runs that it replaces are removed."""
+        with self.catalog.write() as writer:
+            if writer.get("collections", number(collection.record.id)) is None:
+                return  # deleted meanwhile
+            collection.keys.commit(writer, collection.record.id, change)
+        self.disk.step("keys.committed")
+        for path in collection.keys.install(change):
+            path.unlink(missing_ok=True)
+
     def publish(self, collection: StoredCollection) -> None:
         """Makes every committed row of a collection readable by Zarr tools."""
         for checkpoint in collection.checkpoints.values():
@@ -147,22 +150,35 @@ class Store:
         for collection in self._by_name.values():
             try:
                 if collection.fault is None and collection.read_only is None:
+                    self._seal(collection)
                     self.publish(collection)
+                    self._flush_keys(collection)
                 collection.close()
             except (CovectorError, OSError):
                 _log.exception("collection %r could not be published", collection.record.name)
         self.catalog.close()
         os.close(self._lock)
 
-    def _answered(self, request_id: str) -> bytes | None:
+    def _seal(self, collection: StoredCollection) -> None:
+        for checkpoint in collection.checkpoints.values():
+            sealed = self.seal_full_shards(collection, checkpoint)
+            if sealed is not None:
+                self.mark_sealed(collection, checkpoint, sealed)
+
+    def _flush_keys(self, collection: StoredCollection) -> None:
+        """Leaves few keys to be replayed when the store is opened again."""
+        collection.keys.freeze()
+        while (change := collection.keys.flush(collection.counters.next_row_id)) is not None:
+            self.register_keys(collection, change)
+
+    def answered(self, request_id: str) -> bytes | None:
+        """What was answered to a request that was made before, None if it was not."""
         with self.catalog.read() as reader:
             return reader.get("requests", request_id.encode()) if request_id else None
 
     def _at(self, record: CollectionRecord) -> StoredCollection:
         directory = self.data / "collections" / str(record.id)
-        return StoredCollection(
-            record, directory, self.catalog, self.disk, lambda path, layout: ZarrArray(path, layout, self.disk)
-        )
+        return StoredCollection(record, directory, self.catalog, self.disk, self.sizes)
 
     def _open_record(self) -> StoreRecord:
         with self.catalog.read() as reader:
@@ -194,10 +210,8 @@ class Store:
                 collection.load(reader)
                 self._by_name[collection.record.name] = collection
         for collection in self._by_name.values():
-            for checkpoint in collection.checkpoints.values() if collection.fault is None else ():
-                sealed = self.seal_full_shards(collection, checkpoint)
-                if sealed is not None:
-                    self.mark_sealed(collection, checkpoint, sealed)
+            if collection.fault is None:
+                self._seal(collection)
         self._remove_orphans()
 
     def _remove_orphans(self) -> None:
