@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Sizes:
     recent_keys: int = 1 << 19
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ArrayLayout:
     """The layout of one array of rows: ``item_shape`` is (dim,) for gradients, () for a column."""
 
@@ -38,32 +39,32 @@ class ArrayLayout:
     chunk_rows: int
     shard_rows: int
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.item_shape, dtype=np.int64))
 
-    @property
+    @cached_property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk's rows, without its checksum."""
         return self.chunk_rows * self.row_bytes
 
-    @property
+    @cached_property
     def stride_bytes(self) -> int:
         """From one chunk to the next."""
         return self.chunk_bytes + CHECKSUM_BYTES
 
-    @property
+    @cached_property
     def chunks_per_shard(self) -> int:
         """Chunks in a shard."""
         return self.shard_rows // self.chunk_rows
 
-    @property
+    @cached_property
     def index_offset_bytes(self) -> int:
         """Where the index starts."""
         return self.chunks_per_shard * self.stride_bytes
 
-    @property
+    @cached_property
     def shard_bytes(self) -> int:
         """The size of every shard file, full or not."""
         return self.index_offset_bytes + 16 * self.chunks_per_shard + CHECKSUM_BYTES
