@@ -24,6 +24,7 @@ OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
 ]
+END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
 METHOD = "/covector.v1.IngestService/Ingest"
 _BATCH_TAG = pb.IngestRequest.BATCH_FIELD_NUMBER << 3 | 2
 _GRADIENTS_TAG = pb.Batch.GRADIENTS_FIELD_NUMBER << 3 | 2
@@ -58,7 +59,7 @@ async def acknowledge_messages(requests: AsyncIterator[pb.IngestRequest], _conte
 
 async def acknowledge_bytes(_requests: object, context: Any) -> None:
     """Style ``raw``: the message's fields are found by hand, and the gradients are not copied."""
-    while (message := await context.read()) is not grpc.aio.EOF:
+    while (message := await context.read()) is not END:
         if message[0] == _BATCH_TAG:
             sequence, row_count, _gradients = batch_of(message)
             await context.write(acknowledged(sequence, row_count).SerializeToString())

@@ -22,6 +22,7 @@ import grpc
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 IN_FLIGHT = 32  # messages that are not answered yet
 METHOD = "/any/method"
+END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
 GRPC_STYLES = ("sync-unary", "sync-stream", "aio-unary", "aio-stream")
 STYLES = (*GRPC_STYLES, "tcp")
 
@@ -38,13 +39,13 @@ def answer(requests: Iterator[bytes], _context: object) -> Iterator[bytes]:
 
 
 async def take_async(_requests: AsyncIterator[bytes], context: Any) -> bytes:
-    while await context.read() is not grpc.aio.EOF:
+    while await context.read() is not END:
         pass
     return b""
 
 
 async def answer_async(_requests: AsyncIterator[bytes], context: Any) -> None:
-    while await context.read() is not grpc.aio.EOF:
+    while await context.read() is not END:
         await context.write(b"")
 
 
@@ -58,10 +59,10 @@ _BEHAVIOURS: dict[str, Callable[..., Any]] = {
 
 class _Any(grpc.GenericRpcHandler):
     def __init__(self, style: str) -> None:
-        make = grpc.stream_unary_rpc_method_handler
+        make: Any = grpc.stream_unary_rpc_method_handler
         if style.endswith("stream"):
             make = grpc.stream_stream_rpc_method_handler
-        self._handler = make(_BEHAVIOURS[style])
+        self._handler: Any = make(_BEHAVIOURS[style])
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         del handler_call_details
@@ -108,10 +109,11 @@ def send_bare(address: str, style: str, messages: Sequence[bytes]) -> None:
     """Sends the messages; returns when all were taken."""
     room = threading.Semaphore(IN_FLIGHT)
     with grpc.insecure_channel(address, options=[*OPTIONS, ("grpc.enable_http_proxy", 0)]) as channel:
+        call: Any = (channel.stream_unary if style.endswith("unary") else channel.stream_stream)(METHOD)
         if style.endswith("unary"):
-            channel.stream_unary(METHOD)(iter(messages))
+            call(iter(messages))
             return
-        for _ in channel.stream_stream(METHOD)(_with_room(messages, room)):
+        for _ in call(_with_room(messages, room)):
             room.release()
 
 

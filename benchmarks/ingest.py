@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from acknowledging_server import STYLES
 from ingest_processes import HERE, fresh_directory
@@ -33,7 +34,7 @@ GROUPS: dict[str, Callable[[Run], Iterator[Figure]]] = {
     "open": open_figures,
     "growth": growth_figures,
 }
-_QUICK = {
+_QUICK: dict[str, Any] = {
     "rounds": 1,
     "stream_mib": 24,
     "peer_mib": 16,

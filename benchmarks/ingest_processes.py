@@ -50,6 +50,10 @@ def malloc(setting: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def other_malloc(setting: str) -> str:
+    return "default" if setting == "kept" else "kept"
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a process used from its start to its end. ``written_bytes``: given to the disk, as the kernel counts."""

@@ -26,10 +26,11 @@ from ingest_processes import (
     covector_server,
     fresh_directory,
     malloc,
+    other_malloc,
     together,
 )
 from ingest_report import Figure, ratio, spread
-from sync_floor import group_times_s
+from sync_floor import group_times_s, write_rate
 
 DIM = 4096
 
@@ -79,19 +80,19 @@ def stream_figures(run: Run) -> Iterator[Figure]:
             rates["durable"],
             rates["acknowledging"],
             at_least=at_least,
-            detail=_rates_text(rates, ("durable", "acknowledging")),
+            detail=_rates_text(rates, ("durable", "acknowledging", "disk")),
         )
         if client_count == 1:
             yield from _bare_figures(rates, at_least=0.8)
     if run.quick:
         return
-    other = "default" if run.malloc == "kept" else "kept"
+    other = other_malloc(run.malloc)
     rates = _stream_rates(run, 1, min(run.rounds, 2), other)
     yield ratio(
         f"durable ingest / a stream that only acknowledges, 1 client, malloc {other}",
         rates["durable"],
         rates["acknowledging"],
-        detail=_rates_text(rates, ("durable", "acknowledging")),
+        detail=_rates_text(rates, ("durable", "acknowledging", "disk")),
     )
     yield from _bare_figures(rates, suffix=f", malloc {other}")
 
@@ -112,14 +113,16 @@ def _rates_text(rates: dict[str, list[float]], names: Sequence[str]) -> str:
 
 
 def _stream_rates(run: Run, client_count: int, rounds: int, setting: str) -> dict[str, list[float]]:
-    """MB/s of each side, a number a round; the bare sides with one client only."""
+    """MB/s of each side, a number a round; the bare sides with one client only. ``disk``: a file written and synced in
+    groups of 16 MiB, for reference."""
     plans = [Plan(DIM, size_bytes=(run.stream_mib << 20) // client_count, seed=seed) for seed in range(client_count)]
     bare = (*GRPC_STYLES, "tcp") if client_count == 1 else ()
-    rates: dict[str, list[float]] = {name: [] for name in ("durable", "acknowledging", *bare)}
+    rates: dict[str, list[float]] = {name: [] for name in ("durable", "acknowledging", "disk", *bare)}
     with malloc(setting), clients(plans) as senders:
         for _ in range(rounds):
             with fresh_store(run) as server:
                 rates["durable"].append(_replay(senders, server.address))
+            rates["disk"].append(write_rate(run.directory, run.stream_mib))
             with acknowledging_server(run.acknowledging_style) as server:
                 rates["acknowledging"].append(_replay(senders, server.address))
             for style in bare:
