@@ -55,14 +55,14 @@ def main() -> int:
         given.results = HERE / "results"
     with fresh_directory(given.dir) as directory:
         run = _run(given, directory)
-        figures = []
+        settings = {name: value for name, value in asdict(run).items() if name not in {"directory", "peer_python"}}
         for name in given.only or GROUPS:
+            figures = []
             for figure in GROUPS[name](run):
                 print(line(figure) + (f"  [{figure.detail}]" if figure.detail else ""), flush=True)
                 figures.append(figure)
-    if given.results is not None:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(run).items()}
-        write(given.results, figures, {k: v for k, v in settings.items() if k not in {"directory", "peer_python"}})
+            if given.results is not None:
+                write(given.results, figures, settings)
     return 0
 
 
