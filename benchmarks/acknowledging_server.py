@@ -16,19 +16,14 @@ from typing import Any
 import grpc
 
 from covector.v1 import ingest_pb2 as pb
+from covector_server.__main__ import keep_freed_memory
+from covector_server.app import grpc_options
 from covector_server.limits import Limits
+from covector_server.rpc.framing import read_request
 
 LIMITS = Limits()
-OPTIONS = [
-    ("grpc.max_receive_message_length", LIMITS.message_bytes + (64 << 10)),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.so_reuseport", 0),
-]
 END: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs leave it out
 METHOD = "/covector.v1.IngestService/Ingest"
-_BATCH_TAG = pb.IngestRequest.BATCH_FIELD_NUMBER << 3 | 2
-_GRADIENTS_TAG = pb.Batch.GRADIENTS_FIELD_NUMBER << 3 | 2
-_FIXED_BYTES = {1: 8, 5: 4}  # wire types
 
 
 def opened() -> pb.IngestResponse:
@@ -58,43 +53,14 @@ async def acknowledge_messages(requests: AsyncIterator[pb.IngestRequest], _conte
 
 
 async def acknowledge_bytes(_requests: object, context: Any) -> None:
-    """Style ``raw``: the message's fields are found by hand, and the gradients are not copied."""
-    while (message := await context.read()) is not END:
-        if message[0] == _BATCH_TAG:
-            sequence, row_count, _gradients = batch_of(message)
-            await context.write(acknowledged(sequence, row_count).SerializeToString())
-        elif pb.IngestRequest.FromString(message).HasField("open"):
+    """Style ``raw``: messages are read by covector's own ``rpc.framing``, which does not copy the gradients."""
+    while (data := await context.read()) is not END:
+        request = read_request(data)
+        if request.kind == "batch":
+            batch = request.message.batch
+            await context.write(acknowledged(batch.sequence, batch.row_count).SerializeToString())
+        elif request.kind == "open":
             await context.write(opened().SerializeToString())
-
-
-def batch_of(message: bytes) -> tuple[int, int, memoryview]:
-    """Sequence, rows and gradients of a serialised IngestRequest with a batch."""
-    _, position = _varint(message, 1)
-    numbers: dict[int, int] = {}
-    while position < len(message):
-        tag, position = _varint(message, position)
-        kind = tag & 7
-        if kind == 0:
-            numbers[tag >> 3], position = _varint(message, position)
-        elif kind == 2:
-            size, position = _varint(message, position)
-            if tag == _GRADIENTS_TAG:
-                return numbers[1], numbers[2], memoryview(message)[position : position + size]
-            position += size
-        else:
-            position += _FIXED_BYTES[kind]
-    return numbers[1], numbers[2], memoryview(b"")
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-        shift += 7
 
 
 class _Ingest(grpc.GenericRpcHandler):
@@ -121,7 +87,7 @@ STYLES = {"raw": _raw, "proto": _proto}
 
 async def serve(listen: str, style: str) -> None:
     """Serves until it is killed; prints where."""
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=grpc_options(LIMITS))
     server.add_generic_rpc_handlers((_Ingest(style),))
     port = server.add_insecure_port(listen)
     await server.start()
@@ -134,4 +100,5 @@ if __name__ == "__main__":
     parser.add_argument("--listen", default="127.0.0.1:0")
     parser.add_argument("--style", choices=STYLES, default="raw")
     arguments = parser.parse_args()
+    keep_freed_memory()
     asyncio.run(serve(arguments.listen, arguments.style))

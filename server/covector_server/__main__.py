@@ -20,7 +20,7 @@ def main() -> int:
     try:
         config = parse()
         _allow_many_files()
-        _keep_freed_memory()
+        keep_freed_memory()
         logging.basicConfig(level=logging.INFO if config.verbose else logging.WARNING, stream=sys.stderr)
         asyncio.run(serve(config))
     except (CovectorError, OSError) as error:
@@ -35,7 +35,7 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Messages of a MiB come and go a thousand times a second: glibc is told to keep what they free, where it would
     give it back to the system and page it in again, which costs as much as receiving them. Two arenas bound what is
     kept."""

@@ -29,6 +29,7 @@ from covector_server.ingest.committer import Committer
 from covector_server.ingest.deleting import delete_rows
 from covector_server.jobs.maintenance import Maintenance
 from covector_server.jobs.operations import Operations
+from covector_server.limits import Limits
 from covector_server.rpc.authentication import ApiKeyInterceptor
 from covector_server.rpc.collections import CollectionsServicer
 from covector_server.rpc.ingest import IngestServicer
@@ -40,7 +41,7 @@ from covector_server.storage.view import CollectionView, RowIds
 
 _log = logging.getLogger(__name__)
 _MESSAGE_SLACK_BYTES = 64 << 10
-HTTP2_FRAME_BYTES = 4 << 20  # fewer, larger pieces of a message to join
+_HTTP2_FRAME_BYTES = 4 << 20  # fewer, larger pieces of a message to join
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
     for module, name in (
@@ -51,6 +52,16 @@ SERVICES = tuple(
         (operations_pb2, "OperationsService"),
     )
 )
+
+
+def grpc_options(limits: Limits) -> list[tuple[str, int]]:
+    """How the gRPC server is set up."""
+    return [
+        ("grpc.max_receive_message_length", limits.message_bytes + _MESSAGE_SLACK_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.max_frame_size", _HTTP2_FRAME_BYTES),
+    ]
 
 
 class Server:
@@ -104,12 +115,7 @@ class Server:
         limits, api_key = self._config.limits, self._config.api_key
         server = grpc.aio.server(
             interceptors=[] if api_key is None else [ApiKeyInterceptor(api_key)],
-            options=[
-                ("grpc.max_receive_message_length", limits.message_bytes + _MESSAGE_SLACK_BYTES),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-                ("grpc.http2.max_frame_size", HTTP2_FRAME_BYTES),
-            ],
+            options=grpc_options(limits),
         )
         self._add_services(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
