@@ -77,5 +77,5 @@ $(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	@echo "Installing what the tests need into $(VENV)"
-	@$(INSTALL) --editable '.[server,torch,demo,dev]'
+	@$(INSTALL) --editable '.[server,torch,demo,ingest,dev]'
 	@touch $@

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.unit.scripted_calls import described, scripted
+from tests.unit.scripted_calls import Answers, described, scripted
 
 import covector
 from covector import rows as rows_module
@@ -85,7 +85,7 @@ def test_compaction_is_an_operation() -> None:
         return operations_pb2.WaitOperationResponse(operation=done(request.id, '{"rows": 3}'))
 
     collection = collections_pb2.GetCollectionResponse(collection=described(deleted_row_count=3))
-    answers = {"CompactCollection": start, "WaitOperation": wait, "GetCollection": lambda request: collection}
+    answers: Answers = {"CompactCollection": start, "WaitOperation": wait, "GetCollection": lambda request: collection}
     with scripted(answers) as address, covector.connect(address) as client:
         assert client.collection("c").deleted_count() == 3
         operation = client.collection("c").compact()
@@ -117,7 +117,7 @@ def test_snapshots() -> None:
         deleted.append(request.name)
         return admin_pb2.DeleteSnapshotResponse()
 
-    answers = {"CreateSnapshot": start, "ListSnapshots": page, "DeleteSnapshot": delete}
+    answers: Answers = {"CreateSnapshot": start, "ListSnapshots": page, "DeleteSnapshot": delete}
     with scripted(answers) as address, covector.connect(address) as client:
         assert client.snapshot("monday").id == "monday"
         assert client.snapshots() == [

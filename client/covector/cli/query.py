@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from covector.cli.gradient_files import load_npy
 from covector.cli.options import add_connection, command_parser, connected
-from covector.cli.sources import load_npy
 from covector.cli.table import print_table
 from covector.collection import Collection
 from covector.errors import InvalidInput, NotFound
