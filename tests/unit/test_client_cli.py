@@ -212,7 +212,7 @@ def test_collections(run: Run, files: Path) -> None:
     assert out.splitlines()[0].split() == ["name", "dim", "rows", "checkpoints"]
     assert any(line.split() == ["listed", "16", "12", "epoch-1", "(12", "rows)"] for line in out.splitlines())
     _, out, _ = run("collections", "--json")
-    assert {"name": "epoch-1", "eta": 1.0, "rows": 12, "zero_rows": 0} in [
+    assert {"name": "epoch-1", "eta": 1.0, "rows": 12, "zero_rows": 0, "dead_rows": 0} in [
         checkpoint for entry in json.loads(out) for checkpoint in entry["checkpoints"]
     ]
 
@@ -264,7 +264,7 @@ def test_errors_are_one_line_that_says_what_is_wrong(run: Run, files: Path, argu
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["ingest", "query", "collections"])
+@pytest.mark.parametrize("command", ["ingest", "query", "collections", "delete", "status", "compact", "snapshot"])
 def test_help_shows_an_example(run: Run, command: str) -> None:
     status, out, _ = run(command, "--help")
     assert status == 0

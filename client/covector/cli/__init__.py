@@ -21,7 +21,11 @@ _COMMANDS = {
     "serve": "serve a data directory",
     "ingest": "store gradients from .npy, .npz, .safetensors or Zarr files",
     "query": "name the rows that pushed a behaviour up or down",
+    "delete": "delete rows by key or by a filter",
     "collections": "list what a server holds",
+    "status": "say how a store is: space, damage, what takes no rows",
+    "compact": "take the bytes of deleted rows out of the files",
+    "snapshot": "make, list and delete snapshots of a store",
     "demo": "fine-tune a small model, and ask which rows taught it a fact",
 }
 

@@ -20,6 +20,7 @@ from covector.types import Key
 _PARQUET_ROWS = 8_192  # of a batch that is decoded at once
 _INTEGERS = 1 << 63
 _PARQUET = {".parquet", ".pq"}
+_JSON_LINES = {".jsonl", ".ndjson"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class RowFile(Protocol):
 
     def rows(self) -> Iterator[Described]:
         """The rows."""
+
+
+def is_row_file(path: Path) -> bool:
+    """Whether a file's name says that it describes rows."""
+    return path.suffix in _PARQUET | _JSON_LINES
 
 
 def row_file(path: Path, columns: Columns) -> RowFile:
