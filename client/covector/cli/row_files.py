@@ -19,6 +19,7 @@ from covector.types import Key
 
 _PARQUET_ROWS = 8_192  # of a batch that is decoded at once
 _INTEGERS = 1 << 63
+_decode = json.JSONDecoder().decode
 _PARQUET = {".parquet", ".pq"}
 _JSON_LINES = {".jsonl", ".ndjson"}
 
@@ -147,16 +148,18 @@ class ParquetRows:
     def _plain_rows(self, file: Any, names: list[str] | None) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
 
+        times = [field.name for field in file.schema_arrow if pa.types.is_temporal(field.type)]
         try:
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=names):
-                yield from batch.to_pylist()
+                for row in batch.to_pylist():
+                    yield {**row, **_as_text(row, times)} if times else row
         except (pa.ArrowException, OSError) as error:
             raise InvalidInput(f"{self.path} cannot be read on: {error}") from error
 
 
 def _parsed(line: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = _decode(str(line, "utf-8"))
     except ValueError as error:
         raise InvalidInput(f"{place} is not JSON: {error}") from error
     if not isinstance(row, dict):
@@ -177,7 +180,7 @@ def _described(row: dict[str, Any], columns: Columns, place: str) -> Described:
         raise InvalidInput(f"{place}: trak_q is {type(trak_q).__name__}, not a number", field="trak_q")
     metadata = _metadata(row.pop("metadata", None), place)
     wanted = row if columns.metadata is None else {name: row[name] for name in columns.metadata if name in row}
-    fields = {name: _plain(value) for name, value in {**wanted, **metadata}.items()}
+    fields = {**wanted, **metadata} if metadata else wanted
     return Described(None if key is _NO_KEY else _checked_key(key, place), text, fields or None, trak_q)
 
 
@@ -204,6 +207,6 @@ def _metadata(given: object, place: str) -> Mapping[str, Any]:
     return given or {}
 
 
-def _plain(value: object) -> object:
-    """Dates and times as text that sorts by time; anything else as it is."""
-    return value.isoformat() if isinstance(value, dt.date | dt.time) else value
+def _as_text(row: dict[str, Any], times: list[str]) -> dict[str, str]:
+    """Dates and times of a row as text that sorts by time."""
+    return {name: row[name].isoformat() for name in times if isinstance(row.get(name), dt.date | dt.time)}
