@@ -19,8 +19,8 @@ from covector.types import GradientKind, Gradients, Key, Metadata, Space
 Keys = Sequence[Key] | npt.NDArray[Any]
 GradientRows = Gradients | npt.ArrayLike
 _SLICE_ELEMENTS = 1 << 20
-_FIELDS = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-_PLAIN_TYPES = {str, int, bool, type(None)}  # of values that need no second look, as a float does: it may be NaN
+_FIELDS = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+_PLAIN_TYPES = {str, int, float, bool, type(None)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,23 +210,43 @@ def _encoded_metadata(metadata: Sequence[Metadata | None] | None, keys: Sequence
     if isinstance(metadata, Mapping):
         raise InvalidInput("metadata is a list with one flat dict (or None) a row, not one dict", field="metadata")
     _check_length("metadata", len(metadata), keys)
+    at_once = _encoded_at_once(metadata)
+    if at_once is not None:
+        return pack(at_once)
     return pack([None if row is None else _encoded_fields(row, key) for row, key in zip(metadata, keys, strict=True)])
+
+
+def _encoded_at_once(metadata: Sequence[Metadata | None]) -> list[bytes | None] | None:
+    """The rows' JSON by one call of the encoder, cut between one object and the next; None if that cannot be done: a
+    row needs a closer look, or a string hides what looks like a cut."""
+    rows = [row for row in metadata if row is not None]
+    if not all(map(_is_plain, rows)):
+        return None
+    try:
+        pieces = _FIELDS.encode(rows).encode()[2:-2].split(b"},{")  # without the first [{ and the last }]
+    except ValueError:  # a number that is not finite, or half of a surrogate pair
+        return None
+    if len(pieces) != len(rows):
+        return [None] * len(metadata) if not rows else None
+    encoded = iter(pieces)
+    return [None if row is None else b"{" + next(encoded) + b"}" for row in metadata]
+
+
+def _is_plain(fields: object) -> bool:
+    """Whether the encoder takes these fields as they are, and none has an object inside."""
+    if type(fields) is not dict:
+        return False
+    return _PLAIN_TYPES.issuperset(map(type, fields.values())) and {str}.issuperset(map(type, fields))
 
 
 def _encoded_fields(fields: object, key: Key) -> bytes:
     if not isinstance(fields, Mapping):
         raise InvalidInput(f"the metadata of key {key!r} is {type(fields).__name__}, not a dict or None", key=key)
+    plain = {_field_name(name, key): _field_value(name, value, key) for name, value in fields.items()}
     try:
-        return _FIELDS.encode(_plain_fields(fields, key)).encode()
+        return _FIELDS.encode(plain).encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(f"the metadata of key {key!r} is not valid Unicode: {error.reason}", key=key) from error
-
-
-def _plain_fields(fields: Mapping[Any, Any], key: Key) -> Mapping[str, str | int | float | bool | None]:
-    """The fields as JSON takes them; most are that already."""
-    if type(fields) is dict and set(map(type, fields)) == {str} and set(map(type, fields.values())) <= _PLAIN_TYPES:
-        return fields
-    return {_field_name(name, key): _field_value(name, value, key) for name, value in fields.items()}
 
 
 def _field_name(name: object, key: Key) -> str:

@@ -16,6 +16,7 @@ from tests.unit.test_client_admin import DAMAGE, done, keys_in, running
 
 from covector.cli import main
 from covector.errors import AlreadyExists, NotFound
+from covector.operation import Operation
 from covector.v1 import admin_pb2, collections_pb2, operations_pb2, query_pb2, rows_pb2
 
 Run = Callable[..., tuple[int, str, str]]
@@ -139,6 +140,18 @@ def test_compact(run: Run) -> None:
     assert (status, out) == (0, "c is compacted: row count 1,234, snapshots monday, friday\n")
     assert err.startswith("compact")
     assert json.loads(run(answers, "compact", "c", "--json")[1])["snapshots"] == ["monday", "friday"]
+
+
+def test_leaving_the_wait_leaves_the_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(operation: Operation, deadline_s: float | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Operation, "_wait_once", interrupted)
+    answers: Answers = {
+        "CompactCollection": lambda request: collections_pb2.CompactCollectionResponse(operation=running("compact"))
+    }
+    status, out, err = run(answers, "compact", "c")
+    assert (status, out, err) == (130, "", "covector: error: interrupted; operation op-1 goes on at the server\n")
 
 
 def test_an_operation_that_fails_is_an_error(run: Run) -> None:

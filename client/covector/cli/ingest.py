@@ -224,7 +224,7 @@ class _Ingest:
         if self.bar is not None:
             self._show()
             self.bar.close()
-        how = f"{self._done:,} of {self.sources.row_count:,} rows are stored"
+        how = f"at least {self._done:,} of {self.sources.row_count:,} rows are stored"
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(
                 f"interrupted: {how}; run the same command again to go on, with --resume to send only the rest"
