@@ -92,5 +92,5 @@ $(PEERS)/peers.stamp: benchmarks/peers.txt
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	@echo "Installing what the tests need into $(VENV)"
-	@$(INSTALL) --editable '.[server,torch,demo,dev]'
+	@$(INSTALL) --editable '.[server,torch,demo,ingest,dev]'
 	@touch $@

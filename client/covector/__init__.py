@@ -35,7 +35,9 @@ from covector.types import (
     QueryHits,
     QueryResult,
     Row,
+    SnapshotInfo,
     Space,
+    StoreStatus,
 )
 from covector.writer import Writer
 
@@ -57,7 +59,9 @@ __all__ = [
     "QueryResult",
     "Row",
     "Scores",
+    "SnapshotInfo",
     "Space",
+    "StoreStatus",
     "Unavailable",
     "Writer",
     "__version__",

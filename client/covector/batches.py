@@ -6,7 +6,6 @@ acknowledged: a batch sent again is the same to the bit, which is what lets the 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from covector.blocks import column_of, column_to_message, decode_key, scale_rows
+from covector.blocks import column_to_message, scale_rows, sum64
+from covector.columns import Packed, joined
 from covector.errors import LimitExceeded
 from covector.inputs import GivenRows
+from covector.types import Key
 from covector.v1 import ingest_pb2, types_pb2
 
 BATCH_BYTES = 1 << 20
@@ -58,30 +59,36 @@ class SealedBatch:
 
 @dataclass(slots=True)
 class _Draft:
-    """Rows that wait for company."""
+    """Rows that wait for company, a part for each call that brought some."""
 
-    keys: list[bytes] = field(default_factory=list)
-    texts: list[bytes | None] = field(default_factory=list)
-    metadata: list[bytes | None] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    encoded: list[Packed] = field(default_factory=list)
+    texts: list[Packed] = field(default_factory=list)
+    metadata: list[Packed] = field(default_factory=list)
     rows: list[npt.NDArray[np.float16]] = field(default_factory=list)
     scales: list[npt.NDArray[np.float32]] = field(default_factory=list)
     trak_q: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    known: set[bytes] = field(default_factory=set)
     size_bytes: int = 0
+    _known: set[Key] = field(default_factory=set)
 
     def add(self, given: GivenRows, part: slice, size_bytes: int) -> None:
-        keys = given.keys[part]
         if given.gradients is not None:
             rows, scales = scale_rows(given.gradients[part])
             self.rows.append(rows)
             self.scales.append(scales)
-            unknown = np.full(len(keys), np.nan, dtype=np.float32)
+            unknown = np.full(len(rows), np.nan, dtype=np.float32)
             self.trak_q.append(unknown if given.trak_q is None else given.trak_q[part])
-        self.keys += keys
-        self.texts += given.texts[part]
-        self.metadata += given.metadata[part]
-        self.known.update(keys)
+        self.keys += given.keys[part]
+        self.encoded.append(given.encoded.part(part))
+        self.texts.append(given.texts.part(part))
+        self.metadata.append(given.metadata.part(part))
         self.size_bytes += size_bytes
+
+    def known(self) -> set[Key]:
+        """The keys as a set. Made when asked for: a batch that one call fills asks never."""
+        if len(self._known) < len(self.keys):
+            self._known.update(self.keys[len(self._known) :])
+        return self._known
 
 
 class BatchBuffer:
@@ -99,7 +106,7 @@ class BatchBuffer:
 
     def add(self, given: GivenRows) -> Iterator[SealedBatch]:
         """Takes rows; yields each batch that came together. Scales a batch of rows at a time."""
-        ends = _row_bytes(given).cumsum()
+        ends = _row_ends(given)
         start = 0
         while start < len(given):
             stop = self._fitting(given, ends, start)
@@ -124,29 +131,28 @@ class BatchBuffer:
         if not self._draft.keys:
             stop = max(stop, start + 1)
         stop = min(stop, start + self._sizes.batch_rows - len(self._draft.keys))
-        if self._draft.known.isdisjoint(given.keys[start:stop]):
+        known = self._draft.known() if self._draft.keys else set()
+        if known.isdisjoint(given.keys[start:stop]):
             return stop
-        return next(row for row in range(start, stop) if given.keys[row] in self._draft.known)
+        return next(row for row in range(start, stop) if given.keys[row] in known)
 
 
-def _row_bytes(given: GivenRows) -> npt.NDArray[np.int64]:
-    """About the bytes each row takes in a message."""
+def _row_ends(given: GivenRows) -> npt.NDArray[np.int64]:
+    """About the bytes that the rows take in messages, summed up to the end of each."""
     fixed = _ROW_OVERHEAD_BYTES + (0 if given.gradients is None else 2 * given.gradients.shape[1])
-    sizes = np.full(len(given), fixed, dtype=np.int64)
-    for column in (given.keys, given.texts, given.metadata):
-        sizes += np.fromiter((len(value or b"") for value in column), dtype=np.int64, count=len(given))
-    return sizes
+    rows = np.arange(fixed, fixed * len(given) + 1, fixed, dtype=np.int64)
+    return rows + given.encoded.ends + given.texts.ends + given.metadata.ends
 
 
 def _sealed(draft: _Draft, sequence: int, sizes: Sizes) -> SealedBatch:
-    rows = _joined(draft.rows, "<f2")
-    scales = _joined(draft.scales, "<f4")
+    rows = _run(draft.rows, "<f2")
+    scales = _run(draft.scales, "<f4")
     gradients = rows.reshape(-1).view(np.uint8).data
     head = _head(draft, sequence, gradients, scales)
     messages = tuple(_messages(head, gradients, sizes.message_bytes))
     if len(messages[0]) > sizes.message_bytes_max:
         raise LimitExceeded(
-            f"the text and metadata of key {decode_key(draft.keys[0])!r} need {len(head)} bytes, "
+            f"the text and metadata of key {draft.keys[0]!r} need {len(head)} bytes, "
             f"more than a message holds: message_bytes={sizes.message_bytes_max}; shorten them",
             limit="message_bytes",
             value=len(head),
@@ -155,20 +161,19 @@ def _sealed(draft: _Draft, sequence: int, sizes: Sizes) -> SealedBatch:
     return SealedBatch(sequence, len(draft.keys), zero_row_count, messages, sum(map(len, messages)))
 
 
-def _joined(parts: Sequence[npt.NDArray[Any]], dtype: str) -> npt.NDArray[Any]:
+def _run(parts: Sequence[npt.NDArray[Any]], dtype: str) -> npt.NDArray[Any]:
     if not parts:
         return np.empty(0, dtype=dtype)
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return np.ascontiguousarray(joined, dtype=dtype)
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts), dtype=dtype)
 
 
 def _head(draft: _Draft, sequence: int, gradients: memoryview, scales: npt.NDArray[Any]) -> bytes:
     """The serialised Batch without its last field, the gradients."""
-    trak_q = _joined(draft.trak_q, "<f4")
+    trak_q = _run(draft.trak_q, "<f4")
     batch = ingest_pb2.Batch(
         sequence=sequence,
         row_count=len(draft.keys),
-        keys=types_pb2.KeyColumn(values=column_to_message(column_of(draft.keys))),
+        keys=types_pb2.KeyColumn(values=column_to_message(joined(draft.encoded))),
         scales=scales.tobytes(),
         trak_q=b"" if np.isnan(trak_q).all() else trak_q.tobytes(),
         texts=_optional_column(draft.texts),
@@ -176,12 +181,15 @@ def _head(draft: _Draft, sequence: int, gradients: memoryview, scales: npt.NDArr
         gradients_size=len(gradients),
     )
     if len(gradients):
-        batch.gradients_crc32 = zlib.crc32(gradients)
+        batch.gradients_sum64 = sum64(gradients)
     return batch.SerializeToString()
 
 
-def _optional_column(values: list[bytes | None]) -> types_pb2.BinaryColumn | None:
-    return None if all(value is None for value in values) else column_to_message(column_of(values))
+def _optional_column(parts: Sequence[Packed]) -> types_pb2.BinaryColumn | None:
+    """The message of a column, None if no row has a value."""
+    if all(part.present is not None and not part.present.any() for part in parts):
+        return None
+    return column_to_message(joined(parts))
 
 
 def _messages(head: bytes, gradients: memoryview, message_bytes: int) -> Iterator[bytes]:

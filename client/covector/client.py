@@ -1,4 +1,4 @@
-"""The door: connect to a server, and find or make collections."""
+"""The door: connect to a server, find or make collections, and look after the store."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Self
 from covector.collection import Collection
 from covector.connection import Connection, Tls
 from covector.errors import InvalidInput, Unavailable
-from covector.messages import space_to_message
-from covector.types import Space
+from covector.messages import snapshot_from_message, space_to_message, status_from_message
+from covector.operation import Operation
+from covector.types import SnapshotInfo, Space, StoreStatus
+from covector.v1 import admin_pb2
 from covector.v1 import collections_pb2 as pb
 
 
@@ -73,6 +75,26 @@ class Client:
         """Deletes a collection with all its rows, and returns how many there were. NotFound if there is none."""
         request = pb.DeleteCollectionRequest(name=name, request_id=str(uuid.uuid4()))
         return int(self._connection.call(self._connection.collections.DeleteCollection, request).row_count)
+
+    def snapshot(self, name: str) -> Operation:
+        """Starts a snapshot of the whole store, while ingest goes on. AlreadyExists if the name is taken."""
+        request = admin_pb2.CreateSnapshotRequest(name=name, request_id=str(uuid.uuid4()))
+        response = self._connection.call(self._connection.admin.CreateSnapshot, request)
+        return Operation(self._connection, response.operation)
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """All snapshots, by name."""
+        pages = self._connection.pages(self._connection.admin.ListSnapshots, admin_pb2.ListSnapshotsRequest())
+        return [snapshot_from_message(message) for page in pages for message in page.snapshots]
+
+    def delete_snapshot(self, name: str) -> None:
+        """Deletes a snapshot; the store is not touched. NotFound names the near ones."""
+        self._connection.call(self._connection.admin.DeleteSnapshot, admin_pb2.DeleteSnapshotRequest(name=name))
+
+    def status(self) -> StoreStatus:
+        """How the store is: space, damage found, collections that take no rows."""
+        response = self._connection.call(self._connection.admin.GetStatus, admin_pb2.GetStatusRequest())
+        return status_from_message(response)
 
     def close(self) -> None:
         """Closes the connection; its collections and writers cannot be used any more."""

@@ -11,10 +11,10 @@ from covector.connection import Connection
 from covector.inputs import Keys, Origin, given_rows
 from covector.messages import checkpoint_from_message, filter_json
 from covector.operation import Operation
-from covector.queries import Asking, Checkpoints, Missing, Queries, Reduce, Rules
+from covector.queries import Asking, Checkpoints, Damaged, Missing, Queries, Reduce, Rules
 from covector.results import Scores, read_result
 from covector.row_stream import OnConflict, RowStream, StreamOptions
-from covector.rows import checked_checkpoint, get_rows, missing_keys
+from covector.rows import checked_checkpoint, delete_rows, get_rows, missing_keys
 from covector.types import CheckpointInfo, Key, Metadata, QueryResult, Row, Space
 from covector.v1 import collections_pb2, query_pb2, rows_pb2
 from covector.writer import Writer
@@ -120,6 +120,7 @@ class Collection:
         groups: Sequence[Hashable] | None = None,
         reduce: Reduce | None = None,
         missing: Missing = "omit",
+        damaged: Damaged = "error",
     ) -> QueryResult:
         """The k rows with the largest scores (proponents) and the k with the smallest (opponents). Where fewer than 2k
         rows match, the two overlap: the sign says which way a row pushed.
@@ -128,10 +129,13 @@ class Collection:
         scores are summed by the checkpoints' eta. checkpoints: needed if the collection has several. where: a filter
         on metadata. exact: use no index. groups: a label for each query; the queries of a group are averaged. reduce:
         make one result of the groups, by ``mean`` or ``max``. missing: whether a row without a gradient at one of the
-        checkpoints is left out (``omit``) or counts as ``zero`` there. Raises InvalidInput for vectors of another
-        space, kind or weights than the stored ones.
+        checkpoints is left out (``omit``) or counts as ``zero`` there. damaged: whether stored bytes that do not match
+        their checksum are an ``error`` (Corrupt, naming them), or ``omit`` leaves their rows out and ``damages`` of
+        the result says which. Raises InvalidInput for vectors of another space, kind or weights than the stored ones.
         """
-        rules = Rules(scorer=scorer, where=where, exact=exact, groups=groups, reduce=reduce, missing=missing)
+        rules = Rules(
+            scorer=scorer, where=where, exact=exact, groups=groups, reduce=reduce, missing=missing, damaged=damaged
+        )
         asked = self._asked(queries, checkpoints)
         spec = query_pb2.TopKSpec(query=asking.spec(self._name, asked, rules), k=asking.checked_k(k))
         requests = _requests(query_pb2.QueryRequest, spec, asked)
@@ -147,9 +151,10 @@ class Collection:
         groups: Sequence[Hashable] | None = None,
         reduce: Reduce | None = None,
         missing: Missing = "omit",
+        damaged: Damaged = "error",
     ) -> Scores:
         """The scores of every row, streamed while they are read; the arguments are those of ``query``."""
-        rules = Rules(scorer=scorer, where=where, groups=groups, reduce=reduce, missing=missing)
+        rules = Rules(scorer=scorer, where=where, groups=groups, reduce=reduce, missing=missing, damaged=damaged)
         asked = self._asked(queries, checkpoints)
         spec = asking.spec(self._name, asked, rules)
         method = self._connection.query.Scores
@@ -157,6 +162,30 @@ class Collection:
             lambda: self._connection.stream(method, _requests(query_pb2.ScoresRequest, spec, asked)),
             rules.result_count(asked.query_count),
         )
+
+    def delete(self, keys: Keys | None = None, where: Mapping[str, Any] | None = None) -> int:
+        """Deletes rows by key or by a filter, at all checkpoints, and returns how many there were.
+
+        keys: one that is unknown, or deleted already, is passed over; very many go in several requests, of which those
+        before a failure stand. where: a filter on metadata; ``{}`` is every row. Exactly one of the two is given.
+        No read sees the rows any more; ``compact`` takes their bytes out of the files.
+        """
+        return delete_rows(self._connection, self._name, keys, where)
+
+    def deleted_count(self) -> int:
+        """How many rows are deleted and still have bytes in files: ``compact`` takes them out."""
+        request = collections_pb2.GetCollectionRequest(name=self._name)
+        response = self._connection.call(self._connection.collections.GetCollection, request)
+        return int(response.collection.deleted_row_count)
+
+    def compact(self) -> Operation:
+        """Starts to take the bytes of deleted and replaced rows out of the files; ingest and queries go on.
+
+        Its result says which snapshots still hold deleted rows.
+        """
+        request = collections_pb2.CompactCollectionRequest(collection=self._name, request_id=str(uuid.uuid4()))
+        response = self._connection.call(self._connection.collections.CompactCollection, request)
+        return Operation(self._connection, response.operation)
 
     def publish(self) -> Operation:
         """Starts to make every stored row, the partial last shard included, readable by Zarr tools."""

@@ -20,7 +20,14 @@ from typing import Any
 import grpc
 
 from covector.errors import InvalidInput, Unavailable, raise_from_rpc
-from covector.v1 import collections_pb2_grpc, ingest_pb2, operations_pb2_grpc, query_pb2_grpc, rows_pb2_grpc
+from covector.v1 import (
+    admin_pb2_grpc,
+    collections_pb2_grpc,
+    ingest_pb2,
+    operations_pb2_grpc,
+    query_pb2_grpc,
+    rows_pb2_grpc,
+)
 
 Tls = bool | bytes | str | os.PathLike[str] | None
 
@@ -34,13 +41,21 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
-# Every call of these services may be made twice (writes carry a request id), so gRPC tries again by itself for about
-# two seconds: what a restart of the server takes. The writer's stream has its own, longer patience.
-_RETRIED = ("CollectionsService", "QueryService", "RowsService", "OperationsService")
+# Every one of these calls may be made twice (writes carry a request id), so gRPC tries again by itself for about two
+# seconds: what a restart of the server takes. The writer's stream has its own, longer patience.
+_RETRIED: tuple[dict[str, str], ...] = (
+    {"service": "covector.v1.CollectionsService"},
+    {"service": "covector.v1.QueryService"},
+    {"service": "covector.v1.RowsService"},
+    {"service": "covector.v1.OperationsService"},
+    {"service": "covector.v1.AdminService", "method": "GetStatus"},
+    {"service": "covector.v1.AdminService", "method": "CreateSnapshot"},
+    {"service": "covector.v1.AdminService", "method": "ListSnapshots"},
+)
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": f"covector.v1.{service}"} for service in _RETRIED],
+            "name": _RETRIED,
             "retryPolicy": {
                 "maxAttempts": 5,
                 "initialBackoff": "0.2s",
@@ -68,6 +83,7 @@ class Connection:
         self.collections: Any = collections_pb2_grpc.CollectionsServiceStub(self._channel)
         self.rows: Any = rows_pb2_grpc.RowsServiceStub(self._channel)
         self.query: Any = query_pb2_grpc.QueryServiceStub(self._channel)
+        self.admin: Any = admin_pb2_grpc.AdminServiceStub(self._channel)
         self.operations: Any = operations_pb2_grpc.OperationsServiceStub(self._channel)
         self._ingest: Any = self._channel.stream_stream(
             "/covector.v1.IngestService/Ingest",

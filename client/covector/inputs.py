@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from covector.blocks import encode_key
+from covector.columns import Packed, absent, pack, pack_keys, pack_texts
 from covector.errors import InvalidInput
 from covector.types import GradientKind, Gradients, Key, Metadata, Space
 
 Keys = Sequence[Key] | npt.NDArray[Any]
 GradientRows = Gradients | npt.ArrayLike
 _SLICE_ELEMENTS = 1 << 20
+_FIELDS = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+_PLAIN_TYPES = {str, int, float, bool, type(None)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class GivenRows:
-    """Rows of one call, checked: everything but ``gradients`` (any real dtype, [n, dim], or None) is as it is sent."""
+    """Rows of one call, checked: everything but ``gradients`` (any real dtype, [n, dim], or None) is as it is sent.
 
-    keys: list[bytes]
-    texts: list[bytes | None]
-    metadata: list[bytes | None]
+    ``keys`` are what ``encoded`` holds, as they were given."""
+
+    keys: list[Key]
+    encoded: Packed
+    texts: Packed
+    metadata: Packed
     gradients: npt.NDArray[Any] | None = None
     trak_q: npt.NDArray[np.float32] | None = None
 
@@ -72,14 +77,14 @@ def plain_keys(keys: Keys) -> list[Key]:
         raise InvalidInput(f"keys is a sequence with one key a row, not {type(keys).__name__}") from error
 
 
-def encoded_keys(keys: Sequence[Key]) -> list[bytes]:
-    """Keys as bytes. Raises InvalidInput naming the first that is none or stands twice."""
-    encoded = [encode_key(key) for key in keys]
-    if len(set(encoded)) < len(encoded):
-        seen: set[bytes] = set()
-        for row, key in enumerate(encoded):
+def encoded_keys(keys: Sequence[Key]) -> Packed:
+    """Keys in their encoded form. Raises InvalidInput naming the first that is none or stands twice."""
+    encoded = pack_keys(keys)
+    if len(set(keys)) < len(keys):
+        seen: set[Key] = set()
+        for row, key in enumerate(keys):
             if key in seen:
-                raise InvalidInput(f"key {keys[row]!r} stands twice in one call (again at row {row})", key=keys[row])
+                raise InvalidInput(f"key {key!r} stands twice in one call (again at row {row})", key=key)
             seen.add(key)
     return encoded
 
@@ -98,7 +103,8 @@ def given_rows(
         _check_length("gradients", len(gradients), plain)
         _check_finite(gradients, plain)
     return GivenRows(
-        keys=encoded_keys(plain),
+        keys=plain,
+        encoded=encoded_keys(plain),
         texts=_encoded_texts(texts, plain),
         metadata=_encoded_metadata(metadata, plain),
         gradients=gradients,
@@ -177,13 +183,16 @@ def _check_finite(gradients: npt.NDArray[Any], keys: Sequence[Key]) -> None:
             raise InvalidInput(f"the gradient of key {keys[row]!r} (row {row}) holds {what}", key=keys[row], row=row)
 
 
-def _encoded_texts(texts: Sequence[str | None] | None, keys: Sequence[Key]) -> list[bytes | None]:
+def _encoded_texts(texts: Sequence[str | None] | None, keys: Sequence[Key]) -> Packed:
     if texts is None:
-        return [None] * len(keys)
+        return absent(len(keys))
     if isinstance(texts, str):
         raise InvalidInput("texts is a list with one string (or None) a row, not one string", field="texts")
     _check_length("texts", len(texts), keys)
-    return [None if text is None else _encoded_text(text, key) for text, key in zip(texts, keys, strict=True)]
+    try:
+        return pack_texts(texts)  # type: ignore[arg-type]  # anything but strings ends in the other branch
+    except (TypeError, UnicodeEncodeError):
+        return pack([None if text is None else _encoded_text(text, key) for text, key in zip(texts, keys, strict=True)])
 
 
 def _encoded_text(text: object, key: Key) -> bytes:
@@ -195,13 +204,39 @@ def _encoded_text(text: object, key: Key) -> bytes:
         raise InvalidInput(f"the text of key {key!r} is not valid Unicode: {error.reason}", key=key) from error
 
 
-def _encoded_metadata(metadata: Sequence[Metadata | None] | None, keys: Sequence[Key]) -> list[bytes | None]:
+def _encoded_metadata(metadata: Sequence[Metadata | None] | None, keys: Sequence[Key]) -> Packed:
     if metadata is None:
-        return [None] * len(keys)
+        return absent(len(keys))
     if isinstance(metadata, Mapping):
         raise InvalidInput("metadata is a list with one flat dict (or None) a row, not one dict", field="metadata")
     _check_length("metadata", len(metadata), keys)
-    return [None if row is None else _encoded_fields(row, key) for row, key in zip(metadata, keys, strict=True)]
+    at_once = _encoded_at_once(metadata)
+    if at_once is not None:
+        return pack(at_once)
+    return pack([None if row is None else _encoded_fields(row, key) for row, key in zip(metadata, keys, strict=True)])
+
+
+def _encoded_at_once(metadata: Sequence[Metadata | None]) -> list[bytes | None] | None:
+    """The rows' JSON by one call of the encoder, cut between one object and the next; None if that cannot be done: a
+    row needs a closer look, or a string hides what looks like a cut."""
+    rows = [row for row in metadata if row is not None]
+    if not all(map(_is_plain, rows)):
+        return None
+    try:
+        pieces = _FIELDS.encode(rows).encode()[2:-2].split(b"},{")  # without the first [{ and the last }]
+    except ValueError:  # a number that is not finite, or half of a surrogate pair
+        return None
+    if len(pieces) != len(rows):
+        return [None] * len(metadata) if not rows else None
+    encoded = iter(pieces)
+    return [None if row is None else b"{" + next(encoded) + b"}" for row in metadata]
+
+
+def _is_plain(fields: object) -> bool:
+    """Whether the encoder takes these fields as they are, and none has an object inside."""
+    if type(fields) is not dict:
+        return False
+    return _PLAIN_TYPES.issuperset(map(type, fields.values())) and {str}.issuperset(map(type, fields))
 
 
 def _encoded_fields(fields: object, key: Key) -> bytes:
@@ -209,7 +244,7 @@ def _encoded_fields(fields: object, key: Key) -> bytes:
         raise InvalidInput(f"the metadata of key {key!r} is {type(fields).__name__}, not a dict or None", key=key)
     plain = {_field_name(name, key): _field_value(name, value, key) for name, value in fields.items()}
     try:
-        return json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        return _FIELDS.encode(plain).encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(f"the metadata of key {key!r} is not valid Unicode: {error.reason}", key=key) from error
 

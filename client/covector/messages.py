@@ -7,8 +7,18 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from covector.errors import InvalidInput
-from covector.types import CheckpointInfo, Correction, Function, GradientKind, Space, TokenReduction
-from covector.v1 import collections_pb2, types_pb2
+from covector.types import (
+    CheckpointInfo,
+    Correction,
+    Damage,
+    Function,
+    GradientKind,
+    SnapshotInfo,
+    Space,
+    StoreStatus,
+    TokenReduction,
+)
+from covector.v1 import admin_pb2, collections_pb2, query_pb2, types_pb2
 
 _FUNCTIONS: tuple[Function | None, ...] = (None, *get_args(Function))
 _REDUCTIONS: tuple[TokenReduction | None, ...] = (None, *get_args(TokenReduction))
@@ -50,6 +60,35 @@ def checkpoint_from_message(message: collections_pb2.Checkpoint) -> CheckpointIn
         zero_row_count=message.zero_row_count,
         published_row_count=message.published_row_count,
         path=message.path,
+        dead_row_count=message.dead_row_count,
+    )
+
+
+def damage_from_message(message: query_pb2.Damage) -> Damage:
+    """The damage in a message."""
+    return Damage(message.checkpoint or None, message.path, message.message, message.row_count)
+
+
+def snapshot_from_message(message: admin_pb2.Snapshot) -> SnapshotInfo:
+    """The snapshot in a message."""
+    return SnapshotInfo(message.name, message.created_at_s, message.path, message.row_count, message.size_bytes)
+
+
+def status_from_message(message: admin_pb2.GetStatusResponse) -> StoreStatus:
+    """The status of a store in a message."""
+    damages: dict[str, tuple[Damage, ...]] = {}
+    for found in message.damages:
+        damages[found.collection] = (*damages.get(found.collection, ()), damage_from_message(found.damage))
+    return StoreStatus(
+        version=message.version,
+        format_version=message.format_version,
+        disk_free_bytes=message.disk_free_bytes,
+        disk_low_water_bytes=message.disk_low_water_bytes,
+        read_only_collections={found.collection: found.reason for found in message.read_only_collections},
+        damages=damages,
+        scrubbed_bytes=message.scrubbed_bytes,
+        scrub_total_bytes=message.scrub_total_bytes or None,
+        scrub_round_count=message.scrub_round_count,
     )
 
 

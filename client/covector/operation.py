@@ -59,6 +59,8 @@ class Operation:
                 self._wait_once(deadline_s)
                 if bar is not None:
                     bar.show(self._message.steps_done, self._message.steps_total)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(f"interrupted; operation {self.id} goes on at the server") from interrupt
         finally:
             if bar is not None:
                 bar.close()

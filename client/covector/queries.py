@@ -19,6 +19,7 @@ Queries = GradientRows | Mapping[str, GradientRows]
 Checkpoints = str | Sequence[str] | None
 Reduce = Literal["mean", "max"]
 Missing = Literal["omit", "zero"]
+Damaged = Literal["error", "omit"]
 
 _REDUCE: dict[str | None, query_pb2.Reduce] = {
     None: query_pb2.REDUCE_UNSPECIFIED,
@@ -28,6 +29,10 @@ _REDUCE: dict[str | None, query_pb2.Reduce] = {
 _MISSING: dict[str, query_pb2.MissingRows] = {
     "omit": query_pb2.MISSING_ROWS_OMIT,
     "zero": query_pb2.MISSING_ROWS_ZERO,
+}
+_DAMAGED: dict[str, query_pb2.DamagedRows] = {
+    "error": query_pb2.DAMAGED_ROWS_FAIL,
+    "omit": query_pb2.DAMAGED_ROWS_OMIT,
 }
 _PART_BYTES = 1 << 20
 
@@ -64,6 +69,7 @@ class Rules:
     groups: Sequence[Hashable] | None = None
     reduce: Reduce | None = None
     missing: Missing = "omit"
+    damaged: Damaged = "error"
 
     def __post_init__(self) -> None:
         if not isinstance(self.scorer, str):
@@ -74,6 +80,9 @@ class Rules:
         if self.missing not in _MISSING:
             words = ", ".join(map(repr, get_args(Missing)))
             raise InvalidInput(f"missing is one of {words}, not {self.missing!r}", field="missing")
+        if self.damaged not in _DAMAGED:
+            words = ", ".join(map(repr, get_args(Damaged)))
+            raise InvalidInput(f"damaged is one of {words}, not {self.damaged!r}", field="damaged")
 
     def group_numbers(self, query_count: int) -> list[int]:
         """The group of each query, numbered in order of first appearance; empty if there are no groups."""
@@ -129,6 +138,7 @@ def spec(collection: str, asked: Asking, rules: Rules) -> query_pb2.QuerySpec:
         space=None if space is None else space_to_message(space),
         kind=kind_to_message(kind),
         exact=rules.exact,
+        damaged=_DAMAGED[rules.damaged],
     )
 
 

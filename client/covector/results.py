@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from covector.blocks import column_from_message, decode_key, keys_of
 from covector.errors import Internal
-from covector.messages import metadata_from_json
-from covector.types import Hit, Key, QueryHits, QueryResult, Stage
+from covector.messages import damage_from_message, metadata_from_json
+from covector.types import Damage, Hit, Key, QueryHits, QueryResult, Stage
 from covector.v1 import query_pb2, types_pb2
 
 ScoreBlock = tuple[list[Key], npt.NDArray[np.float32]]
@@ -45,6 +45,7 @@ def read_result(responses: Iterator[query_pb2.QueryResponse]) -> QueryResult:
         scorer=summary.scorer,
         index=summary.index or None,
         fit=summary.fit or None,
+        damages=tuple(map(damage_from_message, summary.damages)),
     )
 
 
@@ -54,15 +55,27 @@ class Scores:
     Iterates (keys, float32[m, n]) blocks: m results, n consecutive rows, all rows in the order in which the server
     numbered them. Each iteration asks anew; memory holds one block at a time. Errors of the query are raised by the
     iteration. By the sign convention, a score above zero marks a proponent.
+
+    ``damages``: what the last iteration left out so far under ``damaged="omit"``.
     """
 
     def __init__(self, ask: Callable[[], Iterator[query_pb2.ScoresResponse]], result_count: int) -> None:
         self._ask = ask
         self._result_count = result_count
+        self._damages: list[Damage] = []
+
+    @property
+    def damages(self) -> tuple[Damage, ...]:
+        """What the last iteration left out so far; complete when it has ended."""
+        return tuple(self._damages)
 
     def __iter__(self) -> Iterator[ScoreBlock]:
+        found: list[Damage] = []
+        self._damages = found
         for response in self._ask():
-            yield self._block(response)
+            found += map(damage_from_message, response.damages)
+            if response.result_count or not response.damages:  # a message may bring damages and no rows
+                yield self._block(response)
 
     def to_numpy(self) -> ScoreBlock:
         """All of them: (keys, float32[m, rows])."""

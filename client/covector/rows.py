@@ -1,8 +1,10 @@
-"""Reading rows by key, and asking which keys have no gradient yet."""
+"""Reading and deleting rows by key, and asking which keys have no gradient yet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ from covector.blocks import column_from_message, column_of, column_to_message, e
 from covector.connection import Connection
 from covector.errors import Internal, InvalidInput
 from covector.inputs import Keys, plain_keys, row_chunks
-from covector.messages import metadata_from_json
+from covector.messages import filter_json, metadata_from_json
 from covector.types import Key, Row
 from covector.v1 import rows_pb2, types_pb2
 
@@ -49,6 +51,27 @@ def missing_keys(connection: Connection, collection: str, keys: Keys, checkpoint
         raise Internal(f"{len(responses)} answers to {len(parts)} questions for missing keys")
     positions = (np.frombuffer(response.positions, "<u4").tolist() for response in responses)
     return [plain[part.start + i] for part, found in zip(parts, positions, strict=True) for i in found]
+
+
+def delete_rows(connection: Connection, collection: str, keys: Keys | None, where: Mapping[str, Any] | None) -> int:
+    """Deletes the rows of ``keys``, or those for which ``where`` holds; exactly one of the two is given. Returns how
+    many rows there were."""
+    if (keys is None) == (where is None):
+        both = "keys and where were both given" if keys is not None else "neither keys nor where is given"
+        raise InvalidInput(f"{both}; name the rows by one of them (where={{}} is every row)")
+    requests = _deletions_by_key(keys) if keys is not None else [{"where_json": filter_json(where) or "{}"}]
+    deleted = 0
+    for chosen in requests:
+        request = rows_pb2.DeleteRowsRequest(collection=collection, request_id=str(uuid.uuid4()), **chosen)
+        deleted += connection.call(connection.rows.DeleteRows, request).row_count
+    return deleted
+
+
+def _deletions_by_key(keys: Keys) -> list[dict[str, Any]]:
+    """The fields of the requests, each of them small enough; all keys are checked before the first is sent."""
+    encoded = [encode_key(key) for key in plain_keys(keys)]
+    parts = row_chunks(encoded, rows_max=_KEYS_MAX, bytes_max=_KEY_BYTES_MAX)
+    return [{"keys": _message(encoded[part])} for part in parts]
 
 
 def _message(encoded: Sequence[bytes]) -> types_pb2.KeyColumn:

@@ -7,7 +7,8 @@ own thread pulls messages from a generator, and one more reads acknowledgements 
 - The stream is opened again under the same writer id. The server answers with the last sequence it has stored: what is
   stored is dropped, the rest is sent again, the same bytes in the same order. So a batch is stored exactly once.
 - A stream that broke is tried again, with growing pauses, until ``RetryPolicy.give_up_s`` have passed without progress.
-  Any other error is final: nothing more is sent, and every waiting or later call raises it.
+  Any other error is final: nothing more is sent, and every waiting or later call raises it. So is an Unavailable whose
+  facts say ``final="true"``: it will not pass by waiting, as with a collection that became read-only.
 """
 
 from __future__ import annotations
@@ -287,5 +288,5 @@ def _is_break(error: grpc.RpcError) -> bool:
     """Whether the connection broke, rather than the server refused."""
     reason = from_rpc_error(error)
     if isinstance(reason, Unavailable):
-        return True
+        return reason.facts.get("final") != "true"
     return type(reason) is Internal and any(sign in reason.message for sign in _BROKEN_STREAM)

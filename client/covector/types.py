@@ -197,6 +197,17 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """Stored bytes that do not match their checksum. ``checkpoint`` is None for keys, texts and metadata; ``path`` is
+    below the server's data directory; ``row_count`` rows are touched."""
+
+    checkpoint: str | None
+    path: str
+    message: str
+    row_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class QueryHits:
     """The two ends of one result: ``proponents`` with the largest score first, ``opponents`` with the smallest."""
 
@@ -206,7 +217,10 @@ class QueryHits:
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """The results of a query, one for each query (or group), and how they were found."""
+    """The results of a query, one for each query (or group), and how they were found.
+
+    ``damages``: what was left out under ``damaged="omit"``; with any, the answer is of the rows that are left.
+    """
 
     hits: tuple[QueryHits, ...]
     exact: bool
@@ -214,6 +228,7 @@ class QueryResult:
     scorer: str
     index: str | None = None
     fit: str | None = None
+    damages: tuple[Damage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -227,7 +242,8 @@ class QueryResult:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """One training state of the model, as the server knows it. ``path`` is below the server's data directory."""
+    """One training state of the model, as the server knows it. ``path`` is below the server's data directory;
+    ``dead_row_count`` is of rows that were deleted or replaced and still take room: ``Collection.compact`` frees it."""
 
     name: str
     eta: float
@@ -237,6 +253,44 @@ class CheckpointInfo:
     zero_row_count: int
     published_row_count: int
     path: str
+    dead_row_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot of a whole store. ``created_at_s`` is in seconds since 1970-01-01 UTC; ``path`` is below the server's
+    data directory; ``size_bytes`` includes the files that it shares with the store."""
+
+    name: str
+    created_at_s: int
+    path: str
+    row_count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """How a store is. Damage is what queries and the scrubber found since the server started.
+
+    ``read_only_collections``: why each of them takes no rows; ``damages``: those of each collection that has some.
+    ``scrub_total_bytes`` is None while unknown.
+    """
+
+    version: str
+    format_version: int
+    disk_free_bytes: int
+    disk_low_water_bytes: int
+    read_only_collections: dict[str, str]
+    damages: dict[str, tuple[Damage, ...]]
+    scrubbed_bytes: int
+    scrub_total_bytes: int | None
+    scrub_round_count: int
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every collection takes rows and no damage is known."""
+        is_full = self.disk_free_bytes < self.disk_low_water_bytes
+        return not (self.damages or self.read_only_collections or is_full)
 
 
 @dataclass(frozen=True, slots=True)

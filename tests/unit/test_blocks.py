@@ -19,6 +19,7 @@ from covector.blocks import (
     key_column,
     keys_of,
     scale_rows,
+    sum64,
 )
 from covector.errors import InvalidInput
 from covector.types import Key
@@ -82,6 +83,24 @@ def test_a_column_that_lies_is_refused(message: types_pb2.BinaryColumn) -> None:
 def test_text_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(InvalidInput, match="UTF-8"):
         Column(b"\xff", np.array([1], np.uint32)).strings()
+
+
+def slow_sum64(data: bytes) -> int:
+    padded = data + bytes(-len(data) % 8)
+    return sum(int.from_bytes(padded[start : start + 8], "little") for start in range(0, len(padded), 8)) % (1 << 64)
+
+
+@given(st.binary(max_size=100), st.integers(0, 8))
+def test_the_sum_of_words_is_that_of_a_plain_loop(data: bytes, skipped: int) -> None:
+    padded = bytes(skipped) + data  # so that the words lie at any alignment
+    assert sum64(memoryview(padded)[skipped:]) == slow_sum64(data)
+    assert sum64(bytearray(data)) == slow_sum64(data)
+
+
+def test_the_sum_of_words_wraps_and_takes_arrays() -> None:
+    assert sum64(b"\xff" * 24) == (1 << 64) - 3
+    rows = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float16)
+    assert sum64(rows) == slow_sum64(rows.tobytes())
 
 
 @pytest.mark.parametrize("exponent", [-38, -30, -8, 0, 8, 30, 37])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given as cases
 
 from covector.batches import BatchBuffer, SealedBatch, Sizes
-from covector.blocks import column_from_message, keys_of, scale_rows
+from covector.blocks import column_from_message, keys_of, scale_rows, sum64
 from covector.errors import LimitExceeded
 from covector.inputs import GivenRows, given_rows
 from covector.v1 import ingest_pb2
@@ -75,7 +74,7 @@ def test_every_row_once_in_order_within_the_limits(
         assert batch.row_count == sealed.row_count <= batch_rows
         assert batch.row_count == 1 or len(data) + len(batch.texts.data) <= batch_bytes
         assert len(data) == batch.gradients_size == 2 * DIM * batch.row_count
-        assert batch.gradients_crc32 == zlib.crc32(data)
+        assert batch.gradients_sum64 == sum64(data)
         head = batch.ByteSize() - len(batch.gradients)
         assert len(sealed.messages[0]) <= max(message_bytes, head + 8)
         assert all(len(message) <= message_bytes for message in sealed.messages[1:])
@@ -115,7 +114,7 @@ def test_rows_without_gradients() -> None:
     message, data = parsed(batch)
     assert data == b""
     assert message.scales == b""
-    assert not message.HasField("gradients_crc32")
+    assert not message.HasField("gradients_sum64")
 
 
 def test_zero_rows_are_counted() -> None:

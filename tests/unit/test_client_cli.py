@@ -9,11 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import zarr
+from pyarrow import parquet
+from safetensors.numpy import save_file
 
 from covector.cli import main
+from covector.cli.sources import Slice, Sources
+from covector.writer import Writer
 
 Run = Callable[..., tuple[int, str, str]]
 DIM = 16
@@ -113,6 +120,85 @@ def test_npz_keys_and_several_checkpoints(run: Run, files: Path) -> None:
     assert (status, err.startswith("covector: error: 1 times --vector for 2 times --checkpoint")) == (2, True)
 
 
+def stored(run: Run, name: str, *arguments: object) -> dict[str, Any]:
+    """What an ingest of the files says, as numbers."""
+    status, out, err = run("ingest", name, *arguments, "--checkpoint", "e1", "--create", "--json")
+    assert status == 0, err
+    return dict(json.loads(out))
+
+
+def test_a_broken_run_goes_on_where_it_stopped(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("covector.cli.sources.SLICE_ROWS", 5)
+    gradients = np.load(files / "g.npy")
+    gradients[8, 3] = np.inf
+    np.save(files / "bad.npy", gradients)
+    status, _, err = run("ingest", "broken", files / "g.npy", files / "bad.npy", "--checkpoint", "e1", "--create")
+    line = err.splitlines()[-1]
+    assert status == 2
+    assert "bad.npy, row 8: the gradient of key 20 holds NaN or infinity" in line
+    gradients[8, 3] = 0
+    np.save(files / "bad.npy", gradients)
+    rest = stored(run, "broken", files / "g.npy", files / "bad.npy", "--resume")
+    assert rest["stored"] >= 4  # the slice of the bad row was never sent
+    assert rest["stored"] + rest["already_there"] == 24
+    whole = stored(run, "broken", files / "g.npy", files / "bad.npy")
+    assert (whole["stored"], whole["already_there"]) == (0, 24)
+
+
+def test_resume_sends_only_the_rest_and_counts_it(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("covector.cli.sources.SLICE_ROWS", 5)
+    np.save(files / "start.npy", np.load(files / "g.npy")[:7])
+    stored(run, "resumed", files / "start.npy")
+    np.save(files / "other.npy", np.load(files / "g.npy") + 1)
+    sent: list[int] = []
+    add = Writer.add
+
+    def noted(writer: Writer, keys: list[Any], *rows: Any) -> None:
+        sent.append(len(keys))
+        add(writer, keys, *rows)
+
+    monkeypatch.setattr(Writer, "add", noted)
+    status, out, err = run("ingest", "resumed", files / "other.npy", "--checkpoint", "e1", "--resume")
+    assert (status, out) == (0, "5 rows stored in resumed at e1, 7 were there already\n")
+    assert sent == [3, 2]
+    assert "12/12 rows, 7 of them there already" in err
+
+
+def test_an_interrupted_run_says_how_to_go_on(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(sources: Sources) -> Iterator[Slice]:
+        yield next(slices(sources))
+        raise KeyboardInterrupt
+
+    slices = Sources.slices
+    monkeypatch.setattr(Sources, "slices", interrupted)
+    status, _, err = run("ingest", "stopped", files / "g.npy", "--checkpoint", "e1", "--create")
+    assert status == 130
+    assert "of 12 rows are stored; run the same command again to go on, with --resume" in err.splitlines()[-1]
+
+
+def test_ingest_from_every_kind_of_file(run: Run, files: Path) -> None:
+    gradients = np.load(files / "g.npy")
+    save_file({"gradients": gradients}, files / "g.safetensors")
+    zarr.create_array(files / "g.zarr", data=gradients, chunks=(5, DIM))
+    table = pa.table({"id": [f"p{row}" for row in range(24)], "body": ["text"] * 24, "half": list(range(24))})
+    parquet.write_table(table, files / "rows.parquet")
+    rows = ["--rows", files / "rows.parquet", "--key-column", "id", "--text-column", "body"]
+    assert stored(run, "kinds", files / "g.safetensors", files / "g.zarr", *rows)["stored"] == 24
+    assert stored(run, "kinds", files / "g.npy", "--key-prefix", "n", "--first-key", 3)["stored"] == 12
+    _, out, _ = run("query", "kinds", "--vector", files / "q.npy", "-k", 3, "--json")
+    hits = json.loads(out)["hits"][0]["proponents"]
+    assert [(hit["key"], hit["text"], hit["metadata"]) for hit in hits] == [
+        ("n10", None, None), ("p19", "text", {"half": 19}), ("p7", "text", {"half": 7}),
+    ]  # fmt: skip
+
+
+def test_a_wrong_rows_file_makes_no_collection(run: Run, files: Path) -> None:
+    (files / "few.jsonl").write_text("{}\n")
+    ingest = ["ingest", "never", files / "g.npy", "--rows", files / "few.jsonl", "--checkpoint", "e1", "--create"]
+    assert run(*ingest)[0] == 2
+    assert "never" not in run("collections")[1]
+
+
 def test_integer_keys_by_position(run: Run, files: Path) -> None:
     run("ingest", "numbered", files / "g.npy", files / "g.npy", "--checkpoint", "e1", "--create")
     _, out, _ = run("query", "numbered", "--key", 19, "-k", 2, "--json")
@@ -126,7 +212,7 @@ def test_collections(run: Run, files: Path) -> None:
     assert out.splitlines()[0].split() == ["name", "dim", "rows", "checkpoints"]
     assert any(line.split() == ["listed", "16", "12", "epoch-1", "(12", "rows)"] for line in out.splitlines())
     _, out, _ = run("collections", "--json")
-    assert {"name": "epoch-1", "eta": 1.0, "rows": 12, "zero_rows": 0} in [
+    assert {"name": "epoch-1", "eta": 1.0, "rows": 12, "zero_rows": 0, "dead_rows": 0} in [
         checkpoint for entry in json.loads(out) for checkpoint in entry["checkpoints"]
     ]
 
@@ -145,13 +231,14 @@ def test_collections(run: Run, files: Path) -> None:
         (["query", "errors"], "one of the arguments --vector --key is required; see covector query --help"),
         (["query", "errors", "--vector", "nowhere.npy"], "nowhere.npy: No such file"),
         (["ingest", "errors", "{files}/g.npy", "--checkpoint", "e1", "--eta", "2"], "has eta 1.0"),
-        (["ingest", "errors", "{files}/rows.jsonl", "--checkpoint", "e1"], "read from .npy and .npz"),
+        (["ingest", "errors", "{files}/rows.jsonl", "--checkpoint", "e1"], "read from .npy, .npz and .safe"),
         (["ingest", "errors", "{files}/q.npy", "--checkpoint", "e1"], "not [n, dim]"),
-        (["ingest", "errors", "{files}/short.npy", "--checkpoint", "e1"], "this collection needs [n, 16]"),
-        (["ingest", "errors", "{files}/nan.npy", "--checkpoint", "e2"], "gradient of key 3"),
+        (["ingest", "errors", "{files}/short.npy", "--checkpoint", "e1"], "collection 'errors' needs [n, 16]"),
+        (["ingest", "errors", "{files}/nan.npy", "--checkpoint", "e2"], "nan.npy, row 3: the gradient of key 3"),
         (["ingest", "errors", "{files}/bad.npy", "--checkpoint", "e2"], "is no .npy file"),
-        (["ingest", "errors", "{files}/g.npy", "--rows", "{files}/few.jsonl", "--checkpoint", "e2"], "one line a grad"),
+        (["ingest", "errors", "{files}/g.npy", "--rows", "{files}/few.jsonl", "--checkpoint", "e2"], "one row a grad"),
         (["ingest", "errors", "{files}/g.npy", "--rows", "{files}/bad.jsonl", "--checkpoint", "e2"], "line 2 is not"),
+        (["ingest", "errors", "{files}/g.npy", "--key-column", "id", "--checkpoint", "e2"], "add --rows FILE"),
         (["collections", "--to", "127.0.0.1:1"], "no covector server answers at 127.0.0.1:1"),
         (["collections", "--to", "nonsense"], "is no address"),
         (["colections"], "invalid choice: 'colections'"),
@@ -177,7 +264,7 @@ def test_errors_are_one_line_that_says_what_is_wrong(run: Run, files: Path, argu
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["ingest", "query", "collections"])
+@pytest.mark.parametrize("command", ["ingest", "query", "collections", "delete", "status", "compact", "snapshot"])
 def test_help_shows_an_example(run: Run, command: str) -> None:
     status, out, _ = run(command, "--help")
     assert status == 0

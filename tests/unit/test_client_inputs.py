@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from covector.blocks import decode_key
+from covector.blocks import keys_of
+from covector.columns import joined
 from covector.errors import InvalidInput
 from covector.inputs import Origin, given_rows, gradient_array, origin_of, query_array, row_chunks
 from covector.types import GradientKind, Gradients, Projection, Space
@@ -18,10 +21,10 @@ ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 def test_keys_come_back_as_they_went_in() -> None:
     keys: list[Any] = ["a", 7, np.int64(-3), np.str_("é"), "7"]
-    given = given_rows(keys, None, None)
-    assert [decode_key(key) for key in given.keys] == ["a", 7, -3, "é", "7"]
-    assert [decode_key(key) for key in given_rows(np.arange(3), None, None).keys] == [0, 1, 2]
-    assert [decode_key(key) for key in given_rows(range(2), None, None).keys] == [0, 1]
+    for handed_in, expected in ((keys, ["a", 7, -3, "é", "7"]), (np.arange(3), [0, 1, 2]), (range(2), [0, 1])):
+        rows = given_rows(handed_in, None, None)
+        assert rows.keys == expected
+        assert keys_of(joined([rows.encoded])) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,9 +89,28 @@ def test_a_row_that_is_not_finite_is_named(value: float, dtype: str, what: str) 
 
 def test_metadata_is_plain_json() -> None:
     fields: dict[str, Any] = {"n": np.int64(3), "x": np.float32(0.5), "b": np.True_, "é": None}
-    given = given_rows([1, 2], None, [fields, None])
-    assert json.loads(given.metadata[0] or b"") == {"n": 3, "x": 0.5, "b": True, "é": None}
-    assert given.metadata[1] is None
+    first, second = joined([given_rows([1, 2], None, [fields, None]).metadata]).values()
+    assert json.loads(first or b"") == {"n": 3, "x": 0.5, "b": True, "é": None}
+    assert second is None
+
+
+FIELDS = st.dictionaries(
+    st.one_of(st.text(max_size=3), st.sampled_from(["},{", '"', "\\", "[{"])),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=4)
+    ),
+    max_size=3,
+)
+
+
+@given(st.lists(st.one_of(st.none(), FIELDS, st.just({"a": "},{"}))))
+def test_metadata_in_bulk_is_that_of_each_row(rows: list[Any]) -> None:
+    def alone(row: Any) -> bytes | None:
+        text = json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return None if row is None else text.encode()
+
+    found = joined([given_rows(range(len(rows)), None, rows).metadata]).values() if rows else []
+    assert found == [alone(row) for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,17 @@ def test_it_gives_up_after_a_while_without_progress(serve: Serve) -> None:
         out.flush()
 
 
+@pytest.mark.parametrize(("final", "said"), [("true", "collection 'c' takes no"), ("false", "gave up after 0 s")])
+def test_a_final_refusal_is_not_tried_again(serve: Serve, final: str, said: str) -> None:
+    refusal = Unavailable("collection 'c' takes no rows: a sync failed", final=final)
+    server = serve(Script(refuse={2: refusal}))
+    out = writer(server.connect(), retry_s=60.0 if final == "true" else 0.0)
+    with pytest.raises(Unavailable, match=f"^{said}.*a sync failed"), out:
+        out.add(list(range(9)), rows(9))
+    assert len(server.streams) == 1
+    assert out.acknowledged == 3
+
+
 def test_a_silent_stream_is_broken_and_tried_again(serve: Serve) -> None:
     server = serve(Script(silent_streams=1))
     with writer(server.connect(timeout_s=0.3)) as out:

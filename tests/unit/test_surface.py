@@ -14,6 +14,7 @@ import pytest
 import covector
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "zarr", "lmdb", "annoy", "scann", "redis", "ray", "matplotlib"}
+HEAVY |= {"pyarrow", "safetensors"}
 NAMES_MAX = 25
 
 
@@ -77,7 +78,7 @@ def test_typed_and_versioned(repository: Path) -> None:
 
 def test_extras_are_the_settled_ones(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert {"torch", "server", "redis", "ray", "all"} <= set(project["optional-dependencies"])
+    assert {"torch", "server", "ingest", "redis", "ray", "all"} <= set(project["optional-dependencies"])
     assert {dependency.partition(">=")[0] for dependency in project["dependencies"]} == {"grpcio", "numpy", "protobuf"}
 
 

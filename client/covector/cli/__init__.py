@@ -19,9 +19,13 @@ from covector.errors import CovectorError
 
 _COMMANDS = {
     "serve": "serve a data directory",
-    "ingest": "store gradients from .npy or .npz files",
+    "ingest": "store gradients from .npy, .npz, .safetensors or Zarr files",
     "query": "name the rows that pushed a behaviour up or down",
+    "delete": "delete rows by key or by a filter",
     "collections": "list what a server holds",
+    "status": "say how a store is: space, damage, what takes no rows",
+    "compact": "take the bytes of deleted rows out of the files",
+    "snapshot": "make, list and delete snapshots of a store",
     "demo": "fine-tune a small model, and ask which rows taught it a fact",
 }
 
@@ -39,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        return _say("interrupted; what was acknowledged is stored", status=130)
+    except KeyboardInterrupt as interrupt:
+        return _say(str(interrupt) or "interrupted; what was acknowledged is stored", status=130)
 
 
 def _say(message: str, status: int = 2) -> int:

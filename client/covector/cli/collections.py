@@ -35,6 +35,7 @@ def _described(collection: Collection) -> dict[str, Any]:
             "eta": checkpoint.eta,
             "rows": checkpoint.row_count,
             "zero_rows": checkpoint.zero_row_count,
+            "dead_rows": checkpoint.dead_row_count,
         }
         for checkpoint in collection.checkpoints()
     ]
@@ -42,6 +43,7 @@ def _described(collection: Collection) -> dict[str, Any]:
         "name": collection.name,
         "dim": collection.space.dim,
         "rows": collection.count(),
+        "deleted_rows": collection.deleted_count(),
         "checkpoints": checkpoints,
     }
 

@@ -1,13 +1,14 @@
-"""What the commands share: a parser whose errors are one line, the options of a connection, and missing extras."""
+"""What the commands share: a parser whose errors are one line, the options of a connection, filters, missing extras."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from covector.client import Client, connect
 from covector.errors import InvalidInput
@@ -59,3 +60,16 @@ def require(modules: Sequence[str], extra: str, what: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise InvalidInput(f'{what} needs {", ".join(missing)}; install it: pip install "covector[{extra}]"')
+
+
+def parsed_filter(where: str | None) -> dict[str, Any] | None:
+    """The filter behind ``--where``, None for none. Raises InvalidInput for what is no JSON object."""
+    if where is None:
+        return None
+    try:
+        parsed = json.loads(where)
+    except ValueError as error:
+        raise InvalidInput(f'--where is not JSON, such as {{"source": "wikipedia"}}: {error}') from error
+    if not isinstance(parsed, dict):
+        raise InvalidInput('--where is a JSON object, such as {"source": "wikipedia"}')
+    return parsed

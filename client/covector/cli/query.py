@@ -6,24 +6,24 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from covector.cli.options import add_connection, command_parser, connected
-from covector.cli.sources import load_npy
-from covector.cli.table import print_table
+from covector.cli.gradient_files import load_npy
+from covector.cli.options import add_connection, command_parser, connected, parsed_filter
+from covector.cli.table import print_table, said_damage
 from covector.collection import Collection
 from covector.errors import InvalidInput, NotFound
-from covector.queries import Queries
+from covector.queries import Damaged, Queries
 from covector.types import Hit, QueryResult, Row
 
 
 def main(arguments: list[str]) -> int:
     """Asks, and prints the two ends of each result."""
     given = _parser().parse_args(arguments)
-    where = _parsed_filter(given.where)
+    where = parsed_filter(given.where)
     with connected(given) as client:
         collection = client.collection(given.collection)
         result = collection.query(
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
             checkpoints=given.checkpoint,
             where=where,
             exact=given.exact,
+            damaged=given.damaged,
         )
     if given.json:
         print(json.dumps(asdict(result), indent=2))
@@ -64,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scorer", default="dot", help="dot, cosine, tracin (default dot)")
     parser.add_argument("--where", metavar="JSON", help='a filter on metadata, such as \'{"year": {"gte": 2020}}\'')
     parser.add_argument("--exact", action="store_true", help="use no index")
+    parser.add_argument(
+        "--damaged",
+        choices=get_args(Damaged),
+        default="error",
+        help="what to do about stored rows whose bytes are damaged: fail (the default), or leave them out and say so",
+    )
     add_connection(parser)
     return parser
 
@@ -105,24 +112,14 @@ def _row(collection: Collection, key: str, checkpoint: str | None) -> Row:
         return collection.get([number], gradients=True, checkpoint=checkpoint)[0]
 
 
-def _parsed_filter(where: str | None) -> dict[str, Any] | None:
-    if where is None:
-        return None
-    try:
-        parsed = json.loads(where)
-    except ValueError as error:
-        raise InvalidInput(f'--where is not JSON, such as {{"source": "wikipedia"}}: {error}') from error
-    if not isinstance(parsed, dict):
-        raise InvalidInput('--where is a JSON object, such as {"source": "wikipedia"}')
-    return parsed
-
-
 def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
     seconds = sum(stage.seconds for stage in result.stages)
     matching = result.stages[0].rows_out if result.stages else 0
     at = f" at {', '.join(given.checkpoint)}" if given.checkpoint else ""
     how = "exact" if result.exact else f"by index {result.index}"
     print(f"{result.scorer}{at}: {matching:,} matching rows in {1e3 * seconds:.1f} ms, {how}")
+    for damage in result.damages:
+        print(f"left out as damaged: {said_damage(damage)}")
     if not any(hits.proponents for hits in result):
         print("no row that matches has a gradient there")
         return

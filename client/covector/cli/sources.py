@@ -1,10 +1,12 @@
-"""Files of gradients and of rows, read a slice at a time."""
+"""What ``covector ingest`` reads: files of gradients, each row with what a rows file says of it, a slice at a time.
+
+A command is looked at twice. First the keys alone: are there as many as gradients, are they keys, does none stand
+twice? Only then are rows read to be sent, so that a wrong file is refused before anything of it is stored.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,131 +15,207 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from covector.cli.gradient_files import Arrays, GradientFile, RowArray, look_at, reading
+from covector.cli.row_files import Columns, Described, RowFile, row_file
 from covector.errors import InvalidInput
 from covector.types import Key
 
 SLICE_BYTES = 32 << 20
-_ROW_FIELDS = ("key", "text", "metadata")
+SLICE_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """The arrays of one file; ``gradients`` may be mapped from it."""
+class Numbering:
+    """The keys of rows that have none: numbers from ``first`` on, or strings of a prefix and the number."""
 
-    path: Path
-    gradients: npt.NDArray[Any]
-    keys: npt.NDArray[Any] | None = None
-    trak_q: npt.NDArray[Any] | None = None
+    first: int = 0
+    prefix: str | None = None
+
+    def key(self, position: int) -> Key:
+        """The key of the row at a position, counted over all files of the command."""
+        number = self.first + position
+        return number if self.prefix is None else f"{self.prefix}{number}"
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Consecutive rows, ready for a writer."""
+    """Consecutive rows of one file, or some of them. ``rows`` are their numbers in it; gradients are not read yet."""
 
+    path: Path
+    rows: Sequence[int]
     keys: list[Key]
-    gradients: npt.NDArray[Any]
     texts: list[str | None] | None
     metadata: list[dict[str, Any] | None] | None
     trak_q: npt.NDArray[Any] | None
+    source: RowArray
 
     def only(self, keys: list[Key]) -> Slice:
         """The rows with these keys."""
+        if len(keys) == len(self.keys):
+            return self
         wanted = set(keys)
-        rows = [row for row, key in enumerate(self.keys) if key in wanted]
+        picked = [number for number, key in enumerate(self.keys) if key in wanted]
         return Slice(
-            keys=[self.keys[row] for row in rows],
-            gradients=self.gradients[rows],
-            texts=None if self.texts is None else [self.texts[row] for row in rows],
-            metadata=None if self.metadata is None else [self.metadata[row] for row in rows],
-            trak_q=None if self.trak_q is None else self.trak_q[rows],
+            path=self.path,
+            rows=[self.rows[number] for number in picked],
+            keys=[self.keys[number] for number in picked],
+            texts=None if self.texts is None else [self.texts[number] for number in picked],
+            metadata=None if self.metadata is None else [self.metadata[number] for number in picked],
+            trak_q=None if self.trak_q is None else self.trak_q[picked],
+            source=self.source,
         )
 
-
-def load_npy(path: Path) -> npt.NDArray[Any]:
-    """The array in a .npy file, mapped. Raises InvalidInput if it is none."""
-    try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError) as error:
-        raise InvalidInput(f"{path} is no .npy file of numbers; write one with numpy.save") from error
-
-
-def load_source(path: Path) -> Source:
-    """The gradients in a .npy file, or in a .npz file with ``gradients`` and perhaps ``keys`` and ``trak_q``."""
-    if path.suffix == ".npy":
-        source = Source(path, load_npy(path))
-    elif path.suffix == ".npz":
-        source = _load_npz(path)
-    else:
-        raise InvalidInput(f"{path}: gradients are read from .npy and .npz files")
-    if source.gradients.ndim != 2:
-        raise InvalidInput(f"{path}: gradients have shape {list(source.gradients.shape)}, not [n, dim]")
-    for name in ("keys", "trak_q"):
-        column = getattr(source, name)
-        if column is not None and column.shape != (len(source.gradients),):
-            raise InvalidInput(f"{path}: {name} has shape {list(column.shape)} for {len(source.gradients)} gradients")
-    return source
+    def gradients(self) -> npt.NDArray[Any]:
+        """Reads the gradients, [rows, dim]."""
+        first, last = self.rows[0], self.rows[-1]
+        with reading(self.path, first):
+            block = np.asarray(self.source[slice(first, last + 1)])
+        return block if len(block) == len(self.rows) else block[np.asarray(self.rows) - first]
 
 
-def slices(sources: Iterable[Source], rows_file: Path | None) -> Iterator[Slice]:
-    """All rows of all files in order, about 32 MiB at a time. Keys are those of the rows file, else of the .npz file,
-    else positions, counted through all files."""
-    lines = None if rows_file is None else read_rows(rows_file)
-    position = 0
-    for source in sources:
-        step = max(1, SLICE_BYTES // max(1, source.gradients[:1].nbytes))
-        for start in range(0, len(source.gradients), step):
-            part = slice(start, min(start + step, len(source.gradients)))
-            described = None if lines is None else list(islice(lines, part.stop - part.start))
-            yield _slice(source, part, position + part.start, described)
-        position += len(source.gradients)
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The files of a command. ``row_files``: one for all files of gradients, or one for each, or none."""
+
+    files: tuple[GradientFile, ...]
+    row_files: tuple[RowFile, ...] = ()
+    numbering: Numbering = Numbering()
+
+    @property
+    def row_count(self) -> int:
+        """Rows in all."""
+        return sum(file.row_count for file in self.files)
+
+    def check(self, progress: Callable[[int], None]) -> None:
+        """Reads all keys. Raises InvalidInput for one that is none or stands twice, and for a rows file with another
+        count than its gradients. ``progress`` is told the rows looked at."""
+        if not self.row_files and not any(file.has_keys for file in self.files):
+            return
+        hashes = np.empty(self.row_count, dtype=np.int64)
+        done = 0
+        for keys in self._keys():
+            hashes[done : done + len(keys)] = np.fromiter(map(hash, keys), dtype=np.int64, count=len(keys))
+            done += len(keys)
+            progress(done)
+        hashes.sort()
+        repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        if repeated:
+            self._refuse_the_same_key(repeated)
+
+    def slices(self) -> Iterator[Slice]:
+        """All rows in order, about 32 MiB at a time."""
+        rows = self._by_file([file.rows() for file in self.row_files])
+        position = 0
+        for file, described in zip(self.files, rows, strict=True):
+            arrays = file.open()
+            for start, stop in _blocks(file, arrays.chunk_rows):
+                block = None if described is None else list(islice(described, stop - start))
+                yield self._slice(file.path, arrays, range(start, stop), position + start, block)
+            position += file.row_count
+
+    def _slice(
+        self, path: Path, arrays: Arrays, rows: range, position: int, described: list[Described] | None
+    ) -> Slice:
+        own = _taken(path, arrays.keys, rows)
+        keys = [row.key for row in described] if described is not None else [None] * len(rows)
+        q = None if arrays.trak_q is None else np.asarray(_part(path, arrays.trak_q, rows))
+        return Slice(
+            path=path,
+            rows=rows,
+            keys=self._filled(keys, own, position),
+            texts=None if described is None else [row.text for row in described],
+            metadata=None if described is None else [row.metadata for row in described],
+            trak_q=_described_q(described) if q is None else q,
+            source=arrays.gradients,
+        )
+
+    def _keys(self) -> Iterator[list[Key]]:
+        """All keys in order, in blocks. Raises InvalidInput at the end of a rows file with too few or too many."""
+        streams = [file.keys() for file in self.row_files]
+        position = 0
+        for index, (file, described) in enumerate(zip(self.files, self._by_file(streams), strict=True)):
+            own = file.open().keys if file.has_keys else None
+            for start in range(0, file.row_count, SLICE_ROWS):
+                rows = range(start, min(start + SLICE_ROWS, file.row_count))
+                keys = [None] * len(rows) if described is None else list(islice(described, len(rows)))
+                if len(keys) < len(rows):
+                    self._refuse_count(index, start + len(keys), position + start + len(keys))
+                yield self._filled(keys, _taken(file.path, own, rows), position + start)
+            position += file.row_count
+            is_last = len(self.row_files) > 1 or index == len(self.files) - 1
+            if described is not None and is_last and (more := sum(1 for _ in described)):
+                self._refuse_count(index, file.row_count + more, position + more)
+
+    def _by_file(self, streams: Sequence[Iterator[Any]]) -> Sequence[Iterator[Any] | None]:
+        """The stream of rows that belongs to each file: the same for all if there is one only."""
+        if not streams:
+            return [None] * len(self.files)
+        return streams if len(streams) > 1 else [streams[0]] * len(self.files)
+
+    def _filled(self, keys: Sequence[Key | None], own: Sequence[Key] | None, position: int) -> list[Key]:
+        """The keys of rows from ``position`` on: those of the rows file, else the file's own, else numbered ones."""
+        if own is not None:
+            return [mine if key is None else key for key, mine in zip(keys, own, strict=True)]
+        return [self.numbering.key(place) if key is None else key for place, key in enumerate(keys, position)]
+
+    def _refuse_count(self, index: int, own_count: int, count: int) -> None:
+        shared = len(self.row_files) == 1
+        described = self.row_files[0 if shared else index]
+        found, needed = (count, self.row_count) if shared else (own_count, self.files[index].row_count)
+        raise InvalidInput(f"{described.path} has {found} rows for {needed} gradients; one row a gradient is needed")
+
+    def _refuse_the_same_key(self, hashes: set[int]) -> None:
+        """Raises InvalidInput for the first key that stands twice; equal hashes may belong to different keys."""
+        seen: dict[Key, int] = {}
+        position = 0
+        for keys in self._keys():
+            for key in keys:
+                if hash(key) in hashes and (first := seen.setdefault(key, position)) != position:
+                    places = f"{self._place(first)} and {self._place(position)}"
+                    raise InvalidInput(
+                        f"key {key!r} stands twice: at {places}, counted from 0; keys name one row", key=key
+                    )
+                position += 1
+
+    def _place(self, position: int) -> str:
+        for file in self.files:
+            if position < file.row_count:
+                return f"row {position} of {file.path}"
+            position -= file.row_count
+        raise AssertionError("a position past the last file")
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSON-lines file: ``key``, ``text``, ``metadata``; any other field counts as metadata."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parsed_row(line, f"{path}, line {number}")
+def sources_of(
+    files: Sequence[Path], rows: Sequence[Path], *, array: str, columns: Columns, numbering: Numbering
+) -> Sources:
+    """Opens the files of a command. Raises InvalidInput, or OSError, for what can be seen without reading rows."""
+    if len(rows) not in {0, 1, len(files)}:
+        raise InvalidInput(f"{len(rows)} rows files for {len(files)} files of gradients; give one for all, or one each")
+    opened = tuple(look_at(path, array) for path in files)
+    for file in opened[1:]:
+        if file.dim != opened[0].dim:
+            raise InvalidInput(f"{file.path} has gradients of dim {file.dim}, {opened[0].path} of dim {opened[0].dim}")
+    return Sources(opened, tuple(row_file(path, columns) for path in rows), numbering)
 
 
-def count_rows(path: Path) -> int:
-    """The number of lines that are not blank."""
-    with closing(path.open("rb")) as file:
-        return sum(1 for line in file if line.strip())
+def _blocks(file: GradientFile, chunk_rows: int) -> Iterator[tuple[int, int]]:
+    """Starts and ends of runs of rows, of about 32 MiB each, that end where chunks do."""
+    step = min(SLICE_ROWS, max(1, SLICE_BYTES // max(1, file.row_bytes)))
+    step = max(chunk_rows, step - step % chunk_rows)
+    return ((start, min(start + step, file.row_count)) for start in range(0, file.row_count, step))
 
 
-def _load_npz(path: Path) -> Source:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "gradients" not in arrays:
-                raise InvalidInput(f"{path} has no array `gradients`; it has {', '.join(arrays.files) or 'none'}")
-            optional = {name: arrays[name] for name in ("keys", "trak_q") if name in arrays}
-            return Source(path, arrays["gradients"], **optional)
-    except InvalidInput:
-        raise
-    except (ValueError, EOFError, AttributeError) as error:
-        raise InvalidInput(f"{path} is no .npz file of numbers and strings: {error}") from error
+def _part(path: Path, array: RowArray, rows: range) -> Any:
+    with reading(path, rows.start):
+        return array[slice(rows.start, rows.stop)]
 
 
-def _slice(source: Source, part: slice, position: int, described: list[dict[str, Any]] | None) -> Slice:
-    positions = range(position, position + part.stop - part.start)
-    keys: list[Key] = list(positions) if source.keys is None else list(source.keys[part].tolist())
-    texts = metadata = None
-    if described is not None:
-        keys = [row.get("key", key) for row, key in zip(described, keys, strict=True)]
-        texts = [row.get("text") for row in described]
-        metadata = [row.get("metadata") for row in described]
-    trak_q = None if source.trak_q is None else source.trak_q[part]
-    return Slice(keys, source.gradients[part], texts, metadata, trak_q)
+def _taken(path: Path, keys: RowArray | None, rows: range) -> list[Key] | None:
+    return None if keys is None else list(np.asarray(_part(path, keys, rows)).tolist())
 
 
-def _parsed_row(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InvalidInput(f"{place} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("metadata") or {}, dict):
-        raise InvalidInput(f'{place}: a row is an object such as {{"key": "a", "text": "...", "metadata": {{}}}}')
-    extra = {name: value for name, value in row.items() if name not in _ROW_FIELDS}
-    metadata = {**extra, **(row.get("metadata") or {})}
-    return {**{name: row[name] for name in ("key", "text") if name in row}, "metadata": metadata or None}
+def _described_q(described: list[Described] | None) -> npt.NDArray[np.float32] | None:
+    """What a rows file says of trak_q, NaN for unknown; None if it says nothing."""
+    if described is None or all(row.trak_q is None for row in described):
+        return None
+    return np.array([np.nan if row.trak_q is None else row.trak_q for row in described], dtype=np.float32)

@@ -1,9 +1,11 @@
-"""Tables for people: as wide as the terminal, the last column cut to fit."""
+"""Tables for people, as wide as the terminal, the last column cut to fit; and values as people read them."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+
+from covector.types import Damage
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> None:
@@ -31,3 +33,30 @@ def _cut(text: str, width: int) -> str:
 
 def _is_number(cell: str) -> bool:
     return bool(cell) and set(cell) <= set("0123456789.,+-e")
+
+
+def said(value: object) -> str:
+    """A value of a result as people read it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(said, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {said(one)}" for name, one in value.items()) or "none"
+    return str(value)
+
+
+def said_bytes(size_bytes: int) -> str:
+    """A size as people read it, in powers of 1024."""
+    size, unit = float(size_bytes), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size_bytes:,} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def said_damage(damage: Damage) -> str:
+    """Damage in one line."""
+    at = "" if damage.checkpoint is None else f" at {damage.checkpoint}"
+    return f"{damage.row_count:,} rows{at}: {damage.path}: {damage.message}"
