@@ -203,11 +203,3 @@ def first_non_finite(rows: npt.NDArray[np.float16]) -> int | None:
     if rows.size == 0 or (int(rows.view(np.int16).max()) < 0x7C00 and int(rows.view(np.uint16).max()) < 0xFC00):
         return None
     return int(np.flatnonzero((rows.view(np.uint16) & 0x7FFF >= 0x7C00).any(axis=1))[0])
-
-
-def sum64(data: bytes | bytearray | memoryview) -> int:
-    """The sum, modulo 2^64, of ``data`` read as little-endian 64-bit words, the last one padded with zeros."""
-    whole = len(data) - len(data) % 8
-    words = np.frombuffer(data, "<u8", count=whole // 8)
-    rest = int.from_bytes(bytes(data[whole:]), "little")
-    return (int(np.add.reduce(words, dtype=np.uint64)) + rest) & 0xFFFF_FFFF_FFFF_FFFF
