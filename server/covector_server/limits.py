@@ -25,7 +25,7 @@ class Limits:
     collections: int = 10_000
     checkpoints: int = 1_000
     streams: int = 1_000
-    queue_bytes: int = 256 << 20
+    queue_bytes: int = 128 << 20
     query_bytes: int = 1 << 30
     query_vectors: int = 4_096
     hits: int = 10_000

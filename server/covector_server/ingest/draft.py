@@ -164,9 +164,10 @@ class CollectionDraft:
 
     def _check_details(self, batch: Batch, row_ids: RowIds, spec: WriterSpec) -> list[News]:
         given = rows_with_details(batch, row_ids)
-        if not given:
-            return []
-        known = self._rows().details_of(row_ids[given])
+        rows = self._rows()
+        if not given or rows.same_details(row_ids, batch.packed.texts, batch.packed.metadata):
+            return []  # a job that is run again sends the same batches
+        known = rows.details_of(row_ids[given])
         return news_of_standing_rows(batch, given, known, must_agree=spec.on_conflict != "ignore")
 
     def _check_fields(self, batch: Batch, is_new: npt.NDArray[np.bool_], supplement: Sequence[News]) -> dict[str, str]:

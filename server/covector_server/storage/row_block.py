@@ -109,6 +109,12 @@ class Block:
         """Canonical JSON; None where no row has metadata."""
         return self._column("metadata")
 
+    def holds(self, texts: Section, metadata: Section) -> bool:
+        """Whether its texts and metadata are, to the byte, these sections. False may also mean that they were packed
+        in another way."""
+        sections = zip(("texts", "metadata"), (texts, metadata), strict=True)
+        return all(self._stored(name) == (section.entry, section.body) for name, section in sections)
+
     def check(self) -> None:
         """Unpacks every section. Raises Corrupt naming the first that does not match its checksum."""
         _ = (self.row_ids, self.keys, self.texts, self.metadata)
@@ -117,13 +123,18 @@ class Block:
         return _decode_column(self._section(name), self.row_count)
 
     def _section(self, name: str) -> bytes:
-        index = _SECTIONS.index(name)
-        offset = HEADER_BYTES + sum(self._entry(before)[1] for before in range(index))
-        codec, stored, raw, checksum = self._entry(index)
-        body = self._data[offset : offset + stored]
+        entry, body = self._stored(name)
+        codec, stored, raw, checksum = _SECTION.unpack(entry)
         if len(body) != stored or crc32c(body) != checksum:
             raise Corrupt(f"section {name!r} does not match its checksum")
         return zstandard.ZstdDecompressor().decompress(body, max_output_size=raw) if codec == _ZSTD else body
+
+    def _stored(self, name: str) -> tuple[bytes, bytes]:
+        """A section's entry in the header, and its bytes."""
+        index = _SECTIONS.index(name)
+        offset = HEADER_BYTES + sum(self._entry(before)[1] for before in range(index))
+        at = _HEADER.size + index * _SECTION.size
+        return self._data[at : at + _SECTION.size], self._data[offset : offset + self._entry(index)[1]]
 
     def _entry(self, index: int) -> tuple[int, int, int, int]:
         return _SECTION.unpack_from(self._data, _HEADER.size + index * _SECTION.size)

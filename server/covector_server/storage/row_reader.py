@@ -12,6 +12,7 @@ import numpy as np
 from covector.blocks import Column
 from covector.errors import Corrupt
 from covector_server.metadata.records import BlockRecord
+from covector_server.storage.row_block import Section
 from covector_server.storage.row_blocks import RowBlocks
 from covector_server.storage.row_log import RowLog
 from covector_server.storage.view import RowDetails, RowIds
@@ -54,6 +55,15 @@ class RowReader:
                 old.metadata if metadata is None else _object(metadata),
             )
         return [found[int(row_id)] for row_id in row_ids]
+
+    def same_details(self, row_ids: RowIds, texts: Section, metadata: Section) -> bool:
+        """Whether rows are just those of one block, in its order, with these texts and metadata and no later ones. A
+        quick look: False may also mean that it takes a closer one."""
+        first, last = int(row_ids[0]), int(row_ids[-1])
+        if last - first + 1 != len(row_ids) or (np.diff(row_ids) != 1).any() or self.supplements(first, last):
+            return False
+        record, _ = next(self.blocks.holding(row_ids[:1]))
+        return (record.first, record.last) == (first, last) and self.log.read(record).holds(texts, metadata)
 
     def metadata(self, start: int, stop: int) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
         """The metadata of rows [start, stop), in order, as (first row id, one entry a row) runs."""
