@@ -21,9 +21,8 @@ from ingest_rows import RowMaker, Rows, rows_per_batch
 
 import covector
 from covector.batches import BatchBuffer, SealedBatch, Sizes
-from covector.blocks import STRING_TAG
 from covector.connection import Connection
-from covector.inputs import GivenRows
+from covector.inputs import given_rows
 from covector.sender import RetryPolicy, Sender
 from covector.v1 import ingest_pb2
 
@@ -84,13 +83,8 @@ def sealed(rows: Iterable[Rows]) -> Iterator[tuple[SealedBatch, Rows]]:
     """A batch for each group of rows."""
     buffer = BatchBuffer(Sizes(batch_bytes=8 << 20, batch_rows=1 << 20))  # they are cut already
     for group in rows:
-        count = len(group.keys)
-        given = GivenRows(
-            keys=[STRING_TAG + key for key in group.keys],
-            texts=[None] * count if group.texts is None else list(group.texts),
-            metadata=[None] * count,
-            gradients=group.gradients,
-        )
+        texts = None if group.texts is None else [text.decode() for text in group.texts]
+        given = given_rows([key.decode() for key in group.keys], texts, None, gradients=group.gradients)
         assert not list(buffer.add(given))
         yield buffer.seal(), group
 
@@ -216,5 +210,6 @@ def _opening(task: Task) -> bytes:
         checkpoint=task.checkpoint,
         eta=1.0,
         on_conflict=ingest_pb2.CONFLICT_POLICY_ERROR,
+        cumulative_acknowledgements=True,
     )
     return ingest_pb2.IngestRequest(open=opening).SerializeToString()
