@@ -11,6 +11,7 @@ damaged text does not hide a key.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ _SECTIONS = ("row_ids", "keys", "texts", "metadata")
 HEADER_BYTES = _HEADER.size + len(_SECTIONS) * _SECTION.size + 4
 _RAW, _ZSTD = 0, 1
 _WORTH_PACKING_BYTES = 64
+_OF_THREAD = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +148,17 @@ def _joined(kind: int, first: int, last: int, row_count: int, sections: Sequence
     return b"".join((header, struct.pack("<I", crc32c(header)), *(section.body for section in sections)))
 
 
+def _compressor() -> zstandard.ZstdCompressor:
+    """The thread's own: making one costs more than packing a small section."""
+    found: zstandard.ZstdCompressor | None = getattr(_OF_THREAD, "compressor", None)
+    if found is None:
+        found = _OF_THREAD.compressor = zstandard.ZstdCompressor(level=1)
+    return found
+
+
 def _compress(raw: bytes) -> tuple[int, bytes]:
     if len(raw) >= _WORTH_PACKING_BYTES:
-        packed = zstandard.ZstdCompressor(level=1).compress(raw)
+        packed = _compressor().compress(raw)
         if len(packed) < len(raw) * 7 // 8:
             return _ZSTD, packed
     return _RAW, raw
