@@ -57,7 +57,7 @@ class Server:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._stopping = asyncio.Event()
-        self._store = Store(config.data, config.sizes)
+        self._store = Store(config.data, config.sizes, limits=config.limits)
         self._committer = Committer(self._store, config.limits)
         self._operations = Operations(self._store, self._committer)
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")

@@ -25,6 +25,7 @@ from covector_server.rpc.convert import space_to_message
 from covector_server.rpc.query import QueryServicer
 from covector_server.rpc.rows import RowsServicer
 from covector_server.rpc.streams import MESSAGE_BYTES, runs
+from covector_server.storage.damage import OnDamage
 from covector_server.storage.view import CollectionView, Tile
 from covector_server.testing.memory import MemoryCheckpoint, MemoryCollection, memory_collection
 
@@ -260,7 +261,9 @@ class EndlessCheckpoint(MemoryCheckpoint):
 
     started: threading.Event = field(default_factory=threading.Event)
 
-    def tiles(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[Tile]:
+    def tiles(
+        self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
+    ) -> Iterator[Tile]:
         while True:
             self.started.set()
             yield self.stored

@@ -19,23 +19,26 @@ import numpy as np
 from crc32c import crc32c
 
 from covector.errors import Corrupt
+from covector_server.limits import Limits
 from covector_server.storage.contract import ArrayState, Rows
 from covector_server.storage.disk import Disk
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.segment import MappedShard
+from covector_server.storage.shard_cache import ShardCache
 
 
 class ZarrArray:
     """The array in ``directory``. Writing belongs to one thread; shards may be read by any."""
 
-    def __init__(self, directory: Path, layout: ArrayLayout, disk: Disk) -> None:
+    def __init__(self, directory: Path, layout: ArrayLayout, disk: Disk, shards: ShardCache | None = None) -> None:
         self.directory = directory
         self.layout = layout
         self._disk = disk
         self._descriptors: dict[int, int] = {}  # shard -> open file
         self._touched: set[int] = set()  # shards written since the last sync
         self._new_entries = False  # a shard file was made since the last sync
-        self._mapped: dict[int, MappedShard] = {}
+        self._shards = shards or ShardCache(Limits().mapped_shards)
+        self._mapped: set[int] = set()  # shards that were asked for
         self._published: int | None = None  # the shape in zarr.json, once read
 
     def create(self) -> None:
@@ -103,7 +106,7 @@ class ZarrArray:
     def read(self, start: int, stop: int, row_count: int) -> Rows:
         """Rows [start, stop), which must lie in one chunk, as a view of the mapped file.
 
-        row_count: committed rows; a chunk that they fill is checked on its first touch. Raises Corrupt if it is bad.
+        row_count: committed rows; a chunk that they fill is checked on its first touch. Raises BadRows if it is bad.
         """
         shard, row = divmod(start, self.layout.shard_rows)
         complete_chunks = (row_count - shard * self.layout.shard_rows) // self.layout.chunk_rows
@@ -124,6 +127,8 @@ class ZarrArray:
         for descriptor in self._descriptors.values():
             self._disk.close(descriptor)
         self._descriptors.clear()
+        for shard in list(self._mapped):
+            self._shards.forget(self._shard_path(shard))
         self._mapped.clear()
 
     def _document(self) -> dict[str, Any]:
@@ -133,10 +138,8 @@ class ZarrArray:
             raise Corrupt(f"{self.directory / 'zarr.json'} cannot be read: {error}") from error
 
     def _map(self, shard: int) -> MappedShard:
-        mapped = self._mapped.get(shard)
-        if mapped is None:
-            mapped = self._mapped.setdefault(shard, MappedShard(self._shard_path(shard), self.layout))
-        return mapped
+        self._mapped.add(shard)
+        return self._shards.shard(self._shard_path(shard), self.layout, shard)
 
     def _write_piece(self, shard: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
         descriptor = self._open(shard)

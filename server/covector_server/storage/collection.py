@@ -6,20 +6,16 @@ is opened, and follow the commits from then on. What is committed is changed by 
 
 from __future__ import annotations
 
-import bisect
-import itertools
-import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from covector.blocks import Column
 from covector.errors import Corrupt, Unavailable
 from covector.types import Space
 from covector_server.metadata.catalog import Reader, number, numbers
@@ -31,29 +27,21 @@ from covector_server.metadata.records import (
     CollectionRecord,
 )
 from covector_server.storage.checkpoint import MakeArray, StoredCheckpoint, StoredCheckpointView
+from covector_server.storage.damage import Damage, DamageLog, DamageReporter, OnDamage
 from covector_server.storage.disk import Disk
 from covector_server.storage.row_log import NEW, RowLog
+from covector_server.storage.row_reader import RowBlocks, RowReader
 from covector_server.storage.view import Positions, RowDetails, RowIds
-
-
-@dataclass(slots=True)
-class RowBlocks:
-    """Where the blocks of the row log lie: rows by their first id, and supplements in order of arrival. Both only grow,
-    so a view of them is a count."""
-
-    new: list[BlockRecord] = field(default_factory=list)
-    supplements: list[BlockRecord] = field(default_factory=list)
-
-    def block_of(self, row_id: int) -> BlockRecord:
-        """The block with a row's key."""
-        return self.new[bisect.bisect_right(self.new, row_id, key=lambda block: block.first) - 1]
 
 
 class StoredCollection:
     """A collection on disk, as committed."""
 
-    def __init__(self, record: CollectionRecord, directory: Path, disk: Disk, make_array: MakeArray) -> None:
+    def __init__(
+        self, record: CollectionRecord, directory: Path, disk: Disk, make_array: MakeArray, damages: DamageLog
+    ) -> None:
         self.record = record
+        self.damages = DamageReporter(record.name, directory.parents[1], damages)
         self.space = Space.from_json(record.space_json)
         self.directory = directory
         self.counters = CollectionCounters()
@@ -76,6 +64,8 @@ class StoredCollection:
             self._load(reader, number(self.record.id))
         except (Corrupt, OSError) as error:
             self.fault = Corrupt(f"collection {self.record.name!r} cannot be opened: {error}")
+            path = getattr(error, "path", None) or self.directory
+            self.damages.meet(Damage("", str(path), self.fault.message, 0), on_damage=lambda _: None)
 
     def _load(self, reader: Reader, id_: bytes) -> None:
         self.counters = CollectionCounters.decode(reader.get("collection_counters", id_) or b"{}")
@@ -118,9 +108,9 @@ class StoredCollection:
 
     def _view(self) -> StoredCollectionView:
         if self.fault is not None:
-            raise self.fault
+            raise self.fault.with_traceback(None)  # or every reader's frames would stay with it
         with self.changing:
-            checkpoints = {name: checkpoint.view() for name, checkpoint in self.checkpoints.items()}
+            checkpoints = {name: checkpoint.view(self.damages) for name, checkpoint in self.checkpoints.items()}
             supplement_count = len(self.blocks.supplements)
             return StoredCollectionView(
                 self, self.counters.next_row_id, supplement_count, dict(self.fields), checkpoints
@@ -179,65 +169,23 @@ class StoredCollectionView:
         found[found >= self.row_id_count] = -1
         return found
 
-    def keys_of(self, row_ids: RowIds) -> list[bytes]:
+    def keys_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[bytes]:
         """The encoded keys of rows, in this order."""
-        keys: list[bytes] = [b""] * len(row_ids)
-        for record, places in self._by_block(row_ids):
-            values = _values(self.collection.log.read(record).keys, record.row_count)
-            for place in places:
-                keys[place] = values[int(row_ids[place]) - record.first] or b""
-        return keys
+        return self._rows().keys_of(row_ids, on_damage)
 
-    def details_of(self, row_ids: RowIds) -> list[RowDetails]:
+    def details_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[RowDetails]:
         """Key, text and metadata of rows, in this order."""
-        found: dict[int, RowDetails] = {}
-        for record, places in self._by_block(row_ids):
-            block = self.collection.log.read(record)
-            columns = [_values(column, record.row_count) for column in (block.keys, block.texts, block.metadata)]
-            for place in places:
-                row_id = int(row_ids[place])
-                key, text, metadata = (values[row_id - record.first] for values in columns)
-                found[row_id] = RowDetails(key or b"", _text(text), _object(metadata))
-        for row_id, text, metadata in self._supplements(row_ids):
-            old = found[row_id]
-            found[row_id] = RowDetails(
-                old.key,
-                old.text if text is None else _text(text),
-                old.metadata if metadata is None else _object(metadata),
-            )
-        return [found[int(row_id)] for row_id in row_ids]
+        return self._rows().details_of(row_ids, on_damage)
 
-    def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+    def metadata(self, on_damage: OnDamage | None = None) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
         """The metadata of all rows in order of row id, block by block."""
-        for record in itertools.takewhile(lambda block: block.first < self.row_id_count, self.collection.blocks.new):
-            column = self.collection.log.read(record).metadata
-            run = [_object(value) for value in _values(column, record.row_count)]
-            for row_id, _, metadata in self._supplements(np.arange(record.first, record.last + 1)):
-                if metadata is not None:
-                    run[row_id - record.first] = _object(metadata)
-            yield record.first, run
+        return self._rows().metadata(on_damage)
 
-    def _by_block(self, row_ids: RowIds) -> Iterator[tuple[BlockRecord, list[int]]]:
-        places: dict[int, list[int]] = {}
-        blocks: dict[int, BlockRecord] = {}
-        for place, row_id in enumerate(row_ids.tolist()):
-            block = self.collection.blocks.block_of(row_id)
-            blocks[block.first] = block
-            places.setdefault(block.first, []).append(place)
-        for first in sorted(blocks):
-            yield blocks[first], places[first]
-
-    def _supplements(self, row_ids: RowIds) -> Iterator[tuple[int, bytes | None, bytes | None]]:
-        if not len(row_ids) or not self.supplement_count:
-            return
-        low, high = int(row_ids.min()), int(row_ids.max())
-        for record in self.collection.blocks.supplements[: self.supplement_count]:
-            if record.last < low or record.first > high:
-                continue
-            block = self.collection.log.read(record)
-            texts, metadata = _values(block.texts, record.row_count), _values(block.metadata, record.row_count)
-            for place in np.flatnonzero(np.isin(block.row_ids, row_ids)):
-                yield int(block.row_ids[place]), texts[place], metadata[place]
+    def _rows(self) -> RowReader:
+        collection = self.collection
+        return RowReader(
+            collection.log, collection.blocks, self.row_id_count, self.supplement_count, collection.damages
+        )
 
 
 def positions_by_shard(dead: Positions, shard_rows: int) -> Iterator[tuple[int, bytes]]:
@@ -245,15 +193,3 @@ def positions_by_shard(dead: Positions, shard_rows: int) -> Iterator[tuple[int, 
     shards = dead // shard_rows
     for shard in np.unique(shards):
         yield int(shard), (dead[shards == shard] - shard * shard_rows).astype("<u4").tobytes()
-
-
-def _values(column: Column | None, row_count: int) -> list[bytes | None]:
-    return [None] * row_count if column is None else column.values()
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
-
-
-def _object(value: bytes | None) -> dict[str, Any] | None:
-    return None if value is None else json.loads(value)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from crc32c import crc32c
 from covector.blocks import Column
 from covector.errors import Corrupt
 from covector_server.metadata.records import BlockRecord
+from covector_server.storage.damage import check_shortage
 from covector_server.storage.disk import Disk
 
 NEW, SUPPLEMENT = 0, 1
@@ -61,15 +61,21 @@ class Block:
         return header + struct.pack("<I", crc32c(header)) + b"".join(body for _, body in stored)
 
     @staticmethod
-    def decode(data: bytes) -> Block:
-        """The block in ``data``. Raises Corrupt if a checksum does not match."""
+    def decode(data: bytes, bad: dict[str, str] | None = None) -> Block:
+        """The block in ``data``. Raises Corrupt if a checksum does not match; with ``bad``, a section is noted there by
+        name with what is wrong, and its column is None, so that the others can be used."""
         header = data[: _HEADER_BYTES - 4]
         if len(data) < _HEADER_BYTES or crc32c(header).to_bytes(4, "little") != data[len(header) : _HEADER_BYTES]:
             raise Corrupt("a block's header does not match its checksum")
         magic, version, kind, first, last, row_count = _HEADER.unpack_from(header)
         if magic != _MAGIC or version != _VERSION:
             raise Corrupt(f"a block of version {version} is not known to this program")
-        row_ids, *columns = _decode_sections(header, data)
+        found: dict[str, str] = {}
+        row_ids, *columns = _decode_sections(header, data, found)
+        if bad is None and found:
+            raise Corrupt("; ".join(found.values()))
+        if bad is not None:
+            bad.update(found)
         ids = np.frombuffer(row_ids, "<u8").astype(np.int64) if kind == SUPPLEMENT else np.arange(first, last + 1)
         return Block(kind, ids, *(_decode_column(column, row_count) for column in columns))
 
@@ -111,21 +117,28 @@ class RowLog:
             self._disk.sync_directory(self._directory)
             self._new_file = False
 
-    def read(self, record: BlockRecord) -> Block:
-        """The block at a place. Raises Corrupt naming file and rows if it is damaged."""
+    def read(self, record: BlockRecord, bad: dict[str, str] | None = None) -> Block:
+        """The block at a place. Raises Corrupt naming file and rows if it is damaged; with ``bad``, the sections that
+        are damaged are noted there instead, all of them where nothing can be read. Such a block is not cached."""
         place = (record.file, record.offset_bytes)
         with self._caching:
             if place in self._cache:
                 self._cache.move_to_end(place)
                 return self._cache[place][0]
         try:
-            block = Block.decode(self._read_bytes(record))
+            block = Block.decode(self._read_bytes(record), bad)
         except (Corrupt, OSError) as error:
+            if isinstance(error, OSError):
+                check_shortage(error, self.path(record.file))
+            if bad is not None:
+                bad.update(dict.fromkeys(_SECTIONS, str(error)))
+                return Block(NEW, np.arange(record.first, record.last + 1), None, None, None)
             raise Corrupt(
-                f"{self._path(record.file)} at {record.offset_bytes}: keys, texts and metadata of rows with ids "
+                f"{self.path(record.file)} at {record.offset_bytes}: keys, texts and metadata of rows with ids "
                 f"{record.first} to {record.last} are damaged ({error}); restore the file from a snapshot"
             ) from error
-        self._remember(place, block, record.size_bytes)
+        if not bad:
+            self._remember(place, block, record.size_bytes)
         return block
 
     def close(self) -> None:
@@ -134,7 +147,7 @@ class RowLog:
             self._open_file = None
 
     def _read_bytes(self, record: BlockRecord) -> bytes:
-        with self._path(record.file).open("rb") as file:
+        with self.path(record.file).open("rb") as file:
             file.seek(record.offset_bytes)
             return file.read(record.size_bytes)
 
@@ -156,10 +169,11 @@ class RowLog:
             self.close()
         if self._open_file is None:
             self._new_file = True  # or its maker died before syncing its name
-            self._open_file = (file, self._disk.open(self._path(file), 0))
+            self._open_file = (file, self._disk.open(self.path(file), 0))
         return self._open_file[1]
 
-    def _path(self, file: int) -> Path:
+    def path(self, file: int) -> Path:
+        """The file of a number."""
         return self._directory / f"{file:08d}.blocks"
 
 
@@ -171,14 +185,17 @@ def _compress(section: bytes) -> tuple[int, bytes]:
     return _RAW, section
 
 
-def _decode_sections(header: bytes, data: bytes) -> Sequence[bytes]:
+def _decode_sections(header: bytes, data: bytes, bad: dict[str, str]) -> list[bytes]:
+    """The sections, those that do not match their checksum empty and noted in ``bad``."""
     sections, offset = [], _HEADER_BYTES
     for index, name in enumerate(_SECTIONS):
         codec, stored, raw, checksum = _SECTION.unpack_from(header, _HEADER.size + index * _SECTION.size)
         body = data[offset : offset + stored]
         offset += stored
         if crc32c(body) != checksum:
-            raise Corrupt(f"section {name!r} does not match its checksum")
+            bad[name] = f"section {name!r} does not match its checksum"
+            sections.append(b"")
+            continue
         sections.append(zstandard.ZstdDecompressor().decompress(body, max_output_size=raw) if codec == _ZSTD else body)
     return sections
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 from covector.errors import AlreadyExists, Conflict, Corrupt, CovectorError, NotFound, Unavailable, near_matches
 from covector.types import Space
+from covector_server.limits import Limits
 from covector_server.metadata.catalog import TABLES, Catalog, number, numbers
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.records import FORMAT_VERSION, CheckpointCounters, CollectionRecord, StoreRecord
 from covector_server.storage.array import ZarrArray
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
+from covector_server.storage.damage import DamageLog
 from covector_server.storage.disk import Disk
-from covector_server.storage.layout import rows_for
+from covector_server.storage.layout import ArrayLayout, rows_for
+from covector_server.storage.shard_cache import ShardCache
 
 _STORE_KEY = b"store"
 _log = logging.getLogger(__name__)
@@ -35,10 +38,15 @@ class Sizes:
 class Store:
     """An open data directory. Everything but ``collection`` and ``collections`` belongs to the committer's thread."""
 
-    def __init__(self, data: Path, sizes: Sizes | None = None, disk: Disk | None = None) -> None:
+    def __init__(
+        self, data: Path, sizes: Sizes | None = None, disk: Disk | None = None, limits: Limits | None = None
+    ) -> None:
         self.data = data
         self.sizes = sizes or Sizes()
         self.disk = disk or Disk()
+        limits = limits or Limits()
+        self.damages = DamageLog(limits.damages)
+        self.shards = ShardCache(limits.mapped_shards)
         self.disk.make_directories(data / "collections")
         self._lock = _lock(data / "lock")
         self.catalog: Catalog = LmdbCatalog(data / "catalog.lmdb")
@@ -138,7 +146,10 @@ class Store:
 
     def _at(self, record: CollectionRecord) -> StoredCollection:
         directory = self.data / "collections" / str(record.id)
-        return StoredCollection(record, directory, self.disk, lambda path, layout: ZarrArray(path, layout, self.disk))
+        return StoredCollection(record, directory, self.disk, self._array, self.damages)
+
+    def _array(self, directory: Path, layout: ArrayLayout) -> ZarrArray:
+        return ZarrArray(directory, layout, self.disk, self.shards)
 
     def _open_record(self) -> StoreRecord:
         with self.catalog.read() as reader:
