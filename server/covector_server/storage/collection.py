@@ -124,9 +124,11 @@ class StoredCollection:
 
     def _load_keys(self) -> None:
         for record in self.blocks.new:
-            keys = self.log.read(record).keys
+            bad: dict[str, str] = {}  # a damaged text is no reason to stay closed
+            keys = self.log.read(record, bad).keys
             if keys is None or len(keys) != record.row_count:
-                raise Corrupt(f"the block of rows {record.first} to {record.last} lacks keys")
+                reason = bad.get("keys", "there are too few")
+                raise Corrupt(f"keys of rows with ids {record.first} to {record.last} cannot be read: {reason}")
             self.row_ids.update(zip(keys.values(), range(record.first, record.last + 1), strict=True))  # type: ignore[arg-type]
 
     def _load_checkpoint(self, reader: Reader, key: bytes, record: CheckpointRecord) -> None:
