@@ -39,6 +39,7 @@ class Served:
     views: dict[str, MemoryCollection]
     limits: Limits = field(default_factory=Limits)
     open_count: int = 0
+    queries: QueryServicer = field(init=False)
     closed: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -67,7 +68,8 @@ class Served:
     async def _channel(self) -> AsyncIterator[grpc.aio.Channel]:
         server = grpc.aio.server()
         with ThreadPoolExecutor(2) as pool:
-            query_pb2_grpc.add_QueryServiceServicer_to_server(QueryServicer(self.open_view, pool, self.limits), server)
+            self.queries = QueryServicer(self.open_view, pool, self.limits)
+            query_pb2_grpc.add_QueryServiceServicer_to_server(self.queries, server)
             rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(self.open_view, pool, self.limits), server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()

@@ -61,14 +61,14 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
-        self._admission = QueryAdmission(limits)
+        self.admission = QueryAdmission(limits)
 
     @streaming
     async def Query(
         self, requests: AsyncIterator[pb.QueryRequest], context: Context
     ) -> AsyncIterator[pb.QueryResponse]:
-        messages = aiter(requests)
-        with self._admission.stream() as share:
+        with self.admission.stream() as share:
+            messages = aiter(requests)
             spec = _spec_message(await self._next(messages)).spec
             vectors = await self._receive(spec.query, messages, share)
             async for response in pulled(self._pool, lambda cancelled: self._answer(spec, vectors, cancelled)):
@@ -78,8 +78,8 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     async def Scores(
         self, requests: AsyncIterator[pb.ScoresRequest], context: Context
     ) -> AsyncIterator[pb.ScoresResponse]:
-        messages = aiter(requests)
-        with self._admission.stream() as share:
+        with self.admission.stream() as share:
+            messages = aiter(requests)
             spec = _spec_message(await self._next(messages)).spec
             vectors = await self._receive(spec, messages, share)
             async for response in pulled(self._pool, lambda cancelled: self._scores(spec, vectors, cancelled)):

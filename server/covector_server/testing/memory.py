@@ -23,7 +23,7 @@ from covector_server.storage.view import NO_KEY, RowDetails, RowIds, Tile
 
 NO_ETA: Mapping[str, float] = {}
 NO_ROWS: frozenset[int] = frozenset()
-REPORTER = DamageReporter("c", Path("memory"), DamageLog(1000))
+REPORTER = DamageReporter("c", Path("/"), DamageLog(1000))
 
 
 @dataclass(frozen=True, slots=True)
