@@ -38,7 +38,7 @@ class ZarrArray:
         self._touched: set[int] = set()  # shards written since the last sync
         self._new_entries = False  # a shard file was made since the last sync
         self._shards = shards or ShardCache(Limits().mapped_shards)
-        self._mapped: set[int] = set()  # shards that were asked for
+        self._asked: dict[int, Path] = {}  # shard -> path, of those that were asked for
         self._published: int | None = None  # the shape in zarr.json, once read
 
     def create(self) -> None:
@@ -127,9 +127,9 @@ class ZarrArray:
         for descriptor in self._descriptors.values():
             self._disk.close(descriptor)
         self._descriptors.clear()
-        for shard in list(self._mapped):
-            self._shards.forget(self._shard_path(shard))
-        self._mapped.clear()
+        for path in list(self._asked.values()):
+            self._shards.forget(path)
+        self._asked.clear()
 
     def _document(self) -> dict[str, Any]:
         try:
@@ -138,8 +138,10 @@ class ZarrArray:
             raise Corrupt(f"{self.directory / 'zarr.json'} cannot be read: {error}") from error
 
     def _map(self, shard: int) -> MappedShard:
-        self._mapped.add(shard)
-        return self._shards.shard(self._shard_path(shard), self.layout, shard)
+        path = self._asked.get(shard)
+        if path is None:
+            path = self._asked.setdefault(shard, self._shard_path(shard))
+        return self._shards.shard(path, self.layout, shard)
 
     def _write_piece(self, shard: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
         descriptor = self._open(shard)

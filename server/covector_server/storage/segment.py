@@ -27,6 +27,8 @@ class MappedShard:
         self._path = path
         self._layout = layout
         self._first_row = number * layout.shard_rows
+        self._dtype = np.dtype(layout.dtype)
+        self._row_bytes, self._stride_bytes = layout.row_bytes, layout.stride_bytes  # looked up once: reads are many
         try:
             self._bytes = map_file(path, layout.shard_bytes)
         except (EOFError, OSError) as error:
@@ -44,12 +46,12 @@ class MappedShard:
         theirs does not match.
         """
         layout = self._layout
-        chunk = start // layout.chunk_rows
+        chunk, row_in_chunk = divmod(start, layout.chunk_rows)
         if chunk < complete_chunks and not self._verified[chunk]:
             self._verify(chunk)
-        count = (stop - start) * int(np.prod(layout.item_shape, dtype=np.int64))
-        flat = np.frombuffer(self._bytes, layout.dtype, count=count, offset=layout.row_offset_bytes(start))
-        return flat.reshape(stop - start, *layout.item_shape)
+        offset_bytes = chunk * self._stride_bytes + row_in_chunk * self._row_bytes
+        shape = (stop - start, *layout.item_shape)
+        return np.ndarray(shape, self._dtype, self._bytes, offset_bytes)
 
     def _verify(self, chunk: int) -> None:
         layout, start = self._layout, chunk * self._layout.stride_bytes
