@@ -69,7 +69,7 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._store = Store(config.data, config.sizes)
+        self._store = Store(config.data, config.sizes, limits=config.limits)
         self._maintenance = Maintenance(self._store)
         self._committer = Committer(self._store, config.limits, self._maintenance.seal)
         self._operations = Operations(self._store, self._committer)

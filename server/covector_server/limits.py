@@ -26,6 +26,8 @@ class Limits:
     checkpoints: int = 1_000
     streams: int = 1_000
     queue_bytes: int = 128 << 20
+    query_streams: int = 1_000
+    query_queue_bytes: int = 2 << 30
     query_bytes: int = 1 << 30
     query_vectors: int = 4_096
     hits: int = 10_000
@@ -35,6 +37,8 @@ class Limits:
     page_size: int = 1_000
     wait_s: float = 60.0
     part_wait_s: float = 30.0
+    mapped_shards: int = 4_096
+    damages: int = 1_000
 
     def check(self, name: str, value: int, what: str) -> None:
         """Raises LimitExceeded if ``value`` is past the limit called ``name``; ``what`` opens the message."""

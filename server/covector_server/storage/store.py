@@ -11,14 +11,18 @@ from pathlib import Path
 
 from covector.errors import AlreadyExists, Conflict, Corrupt, CovectorError, NotFound, Unavailable, near_matches
 from covector.types import Space
+from covector_server.limits import Limits
 from covector_server.metadata.catalog import TABLES, Catalog, number, numbers
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.records import FORMAT_VERSION, CollectionRecord, StoreRecord
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
+from covector_server.storage.damage import DamageLog
 from covector_server.storage.disk import Disk
 from covector_server.storage.key_table import Change as KeyChange
 from covector_server.storage.layout import Sizes, rows_for
+from covector_server.storage.shard_cache import ShardCache
+from covector_server.storage.shared import Shared
 
 _STORE_KEY = b"store"
 __all__ = ["Sizes", "Store"]
@@ -28,10 +32,15 @@ _log = logging.getLogger(__name__)
 class Store:
     """An open data directory. Everything but ``collection`` and ``collections`` belongs to the committer's thread."""
 
-    def __init__(self, data: Path, sizes: Sizes | None = None, disk: Disk | None = None) -> None:
+    def __init__(
+        self, data: Path, sizes: Sizes | None = None, disk: Disk | None = None, limits: Limits | None = None
+    ) -> None:
         self.data = data
         self.sizes = sizes or Sizes()
         self.disk = disk or Disk()
+        limits = limits or Limits()
+        self.damages = DamageLog(limits.damages)
+        self.shards = ShardCache(limits.mapped_shards)
         self.disk.make_directories(data / "collections")
         self._lock = _lock(data / "lock")
         self.catalog: Catalog = LmdbCatalog(data / "catalog.lmdb")
@@ -178,7 +187,8 @@ class Store:
 
     def _at(self, record: CollectionRecord) -> StoredCollection:
         directory = self.data / "collections" / str(record.id)
-        return StoredCollection(record, directory, self.catalog, self.disk, self.sizes)
+        shared = Shared(self.catalog, self.disk, self.sizes, self.shards, self.damages)
+        return StoredCollection(record, directory, shared)
 
     def _open_record(self) -> StoreRecord:
         with self.catalog.read() as reader:
