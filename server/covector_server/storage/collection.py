@@ -32,8 +32,9 @@ from covector_server.metadata.records import (
 )
 from covector_server.storage.checkpoint import MakeArray, StoredCheckpoint, StoredCheckpointView
 from covector_server.storage.disk import Disk
+from covector_server.storage.postings_files import PostingsCache, PostingsFile, PostingsFiles, supplemented_rows
 from covector_server.storage.row_log import NEW, RowLog
-from covector_server.storage.view import Positions, RowDetails, RowIds
+from covector_server.storage.view import Positions, PostingsRange, RowDetails, RowIds
 
 
 @dataclass(slots=True)
@@ -52,7 +53,14 @@ class RowBlocks:
 class StoredCollection:
     """A collection on disk, as committed."""
 
-    def __init__(self, record: CollectionRecord, directory: Path, disk: Disk, make_array: MakeArray) -> None:
+    def __init__(
+        self,
+        record: CollectionRecord,
+        directory: Path,
+        disk: Disk,
+        make_array: MakeArray,
+        postings_cache: PostingsCache | None = None,
+    ) -> None:
         self.record = record
         self.space = Space.from_json(record.space_json)
         self.directory = directory
@@ -61,6 +69,7 @@ class StoredCollection:
         self.row_ids: dict[bytes, int] = {}  # encoded key -> row id
         self.blocks = RowBlocks()
         self.log = RowLog(directory / "rows", disk)
+        self.postings = PostingsFiles(directory / "postings", disk, postings_cache or PostingsCache())
         self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.fault: Corrupt | Unavailable | None = None  # why it may not be read
         self.read_only: Unavailable | None = None  # why it may not be written
@@ -84,6 +93,7 @@ class StoredCollection:
             blocks = self.blocks.new if numbers(key)[1] == NEW else self.blocks.supplements
             blocks.append(BlockRecord.decode(value))
         self._load_keys()
+        self.postings.load(reader, self.record.id)
         for key, value in reader.scan("checkpoints", id_):
             self._load_checkpoint(reader, key, CheckpointRecord.decode(value))
 
@@ -123,7 +133,7 @@ class StoredCollection:
             checkpoints = {name: checkpoint.view() for name, checkpoint in self.checkpoints.items()}
             supplement_count = len(self.blocks.supplements)
             return StoredCollectionView(
-                self, self.counters.next_row_id, supplement_count, dict(self.fields), checkpoints
+                self, self.counters.next_row_id, supplement_count, dict(self.fields), checkpoints, self.postings.files
             )
 
     def close(self) -> None:
@@ -159,6 +169,7 @@ class StoredCollectionView:
     supplement_count: int
     fields: Mapping[str, str]
     checkpoints: Mapping[str, StoredCheckpointView]
+    postings_files: tuple[PostingsFile, ...] = ()
 
     @property
     def name(self) -> str:
@@ -207,15 +218,35 @@ class StoredCollectionView:
             )
         return [found[int(row_id)] for row_id in row_ids]
 
-    def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows in order of row id, block by block."""
-        for record in itertools.takewhile(lambda block: block.first < self.row_id_count, self.collection.blocks.new):
+    def metadata(
+        self, row_id_range: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+        """The metadata of all rows, or of a range, in order of row id, block by block."""
+        low, high = row_id_range or (0, self.row_id_count)
+        blocks = self.collection.blocks.new
+        start = max(0, bisect.bisect_right(blocks, low, key=lambda block: block.first) - 1)
+        for record in itertools.islice(blocks, start, None):
+            if record.first >= min(high, self.row_id_count):
+                return
             column = self.collection.log.read(record).metadata
             run = [_object(value) for value in _values(column, record.row_count)]
             for row_id, _, metadata in self._supplements(np.arange(record.first, record.last + 1)):
                 if metadata is not None:
                     run[row_id - record.first] = _object(metadata)
-            yield record.first, run
+            yield max(low, record.first), run[max(0, low - record.first) : high - record.first]
+
+    def postings(self) -> Sequence[PostingsRange]:
+        """The indexes of metadata, by first row."""
+        return self.postings_files
+
+    def supplemented(self, ranges: Sequence[PostingsRange]) -> RowIds:
+        """The rows of these ranges whose metadata came after the range was indexed."""
+        return supplemented_rows(self.collection.log, self.supplements, ranges)
+
+    @property
+    def supplements(self) -> Sequence[BlockRecord]:
+        """Where the supplements lie, in order of arrival."""
+        return self.collection.blocks.supplements[: self.supplement_count]
 
     def _by_block(self, row_ids: RowIds) -> Iterator[tuple[BlockRecord, list[int]]]:
         places: dict[int, list[int]] = {}

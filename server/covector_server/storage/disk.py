@@ -44,6 +44,10 @@ class Disk:
     def close(self, descriptor: int) -> None:
         os.close(descriptor)
 
+    def rename(self, old: Path, new: Path) -> None:
+        """Puts a file in the place of another, whole. Durable after ``sync_directory`` of its parent."""
+        old.replace(new)
+
     def sync_directory(self, path: Path) -> None:
         """Returns when the directory's entries are on stable storage."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -19,6 +19,7 @@ from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.disk import Disk
 from covector_server.storage.layout import rows_for
+from covector_server.storage.postings_files import PostingsCache
 
 _STORE_KEY = b"store"
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Store:
         self.data = data
         self.sizes = sizes or Sizes()
         self.disk = disk or Disk()
+        self.postings_cache = PostingsCache()
         self.disk.make_directories(data / "collections")
         self._lock = _lock(data / "lock")
         self.catalog: Catalog = LmdbCatalog(data / "catalog.lmdb")
@@ -138,7 +140,13 @@ class Store:
 
     def _at(self, record: CollectionRecord) -> StoredCollection:
         directory = self.data / "collections" / str(record.id)
-        return StoredCollection(record, directory, self.disk, lambda path, layout: ZarrArray(path, layout, self.disk))
+        return StoredCollection(
+            record,
+            directory,
+            self.disk,
+            lambda path, layout: ZarrArray(path, layout, self.disk),
+            self.postings_cache,
+        )
 
     def _open_record(self) -> StoreRecord:
         with self.catalog.read() as reader:

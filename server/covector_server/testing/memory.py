@@ -13,7 +13,8 @@ import numpy.typing as npt
 from covector.blocks import encode_key, scale_rows
 from covector.types import GradientKind, Key, Space
 from covector_server.metadata.fields import new_fields
-from covector_server.storage.view import RowDetails, RowIds, Tile
+from covector_server.metadata.postings import Postings
+from covector_server.storage.view import PostingsRange, RowDetails, RowIds, Tile
 
 NO_ETA: Mapping[str, float] = {}
 
@@ -55,6 +56,20 @@ class MemoryCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPostings:
+    """``view.PostingsRange`` on bytes; ``data`` None: an index that cannot be read."""
+
+    first: int
+    row_count: int
+    supplement_count: int
+    data: bytes | None
+
+    def open(self) -> Postings | None:
+        """The index in ``data``."""
+        return None if self.data is None else Postings.decode(self.data)
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryCollection:
     """``view.CollectionView`` on a list of rows: a row's id is its place."""
 
@@ -64,6 +79,9 @@ class MemoryCollection:
     fields: Mapping[str, str]
     checkpoints: Mapping[str, MemoryCheckpoint]
     run_rows: int = 1000  # of metadata at once
+    indexes: Sequence[PostingsRange] = ()
+    newer_rows: Sequence[int] = ()  # whose metadata the indexes do not know
+    supplement_count: int = 0
 
     @property
     def row_id_count(self) -> int:
@@ -86,10 +104,23 @@ class MemoryCollection:
         """Key, text and metadata of rows, in this order."""
         return [self.rows[row_id] for row_id in row_ids.tolist()]
 
-    def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows, in runs of ``run_rows``."""
-        for first in range(0, len(self.rows), self.run_rows):
-            yield first, [row.metadata for row in self.rows[first : first + self.run_rows]]
+    def metadata(
+        self, row_id_range: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+        """The metadata of all rows, or of a range, in runs of ``run_rows``."""
+        low, high = row_id_range or (0, len(self.rows))
+        for first in range(low, min(high, len(self.rows)), self.run_rows):
+            yield first, [row.metadata for row in self.rows[first : min(first + self.run_rows, high)]]
+
+    def postings(self) -> Sequence[PostingsRange]:
+        """The indexes that it was given."""
+        return self.indexes
+
+    def supplemented(self, ranges: Sequence[PostingsRange]) -> RowIds:
+        """Those of ``newer_rows`` that lie in the ranges."""
+        newer = np.unique(np.array(self.newer_rows, dtype=np.int64))
+        covered = [(newer >= each.first) & (newer < each.first + each.row_count) for each in ranges]
+        return newer[np.logical_or.reduce(covered)] if covered else newer[:0]
 
 
 def memory_collection(
