@@ -63,19 +63,28 @@ def next_piece(
 ) -> Piece | None:
     """What to build next, None if nothing is worth it. ``files``: by first row."""
     reached = 0
-    touched = touched_counts(files, supplements)
-    for file, touched_count in zip(files, touched, strict=True):
+    for file, touched_count in zip(files, touched_counts(files, supplements), strict=True):
         record = file.record
         if reached < record.first:
             return Piece(reached, min(record.first, _boundary(reached)) - reached)
-        reached = record.first + record.row_count
         if file.is_damaged or touched_count >= pace.touched_count:
             return Piece(record.first, record.row_count, (file.number,))
-        if not record.is_complete and _is_worth(record.first, record.row_count, row_id_count, pace):
-            return Piece(record.first, _available(record.first, row_id_count), (file.number,))
-    if _is_worth(reached, 0, row_id_count, pace):
-        return Piece(reached, _available(reached, row_id_count))
-    return None
+        reached = record.first + record.row_count
+    return _tail(files[-1] if files else None, row_id_count, pace)
+
+
+def _tail(last: Indexed | None, row_id_count: int, pace: Pace) -> Piece | None:
+    """The rows past the last file, with its own if it is not complete."""
+    replaced: tuple[int, ...] = ()
+    first = covered = 0
+    if last is not None and last.record.is_complete:
+        first = last.record.first + last.record.row_count
+    elif last is not None:
+        first, covered, replaced = last.record.first, last.record.row_count, (last.number,)
+    available = min(row_id_count, _boundary(first)) - first
+    if not reaches_end(first, available) and available - covered < max(pace.row_count, int(pace.share * covered)):
+        return None
+    return Piece(first, available, replaced) if available > covered else None
 
 
 def reaches_end(first: int, row_count: int) -> bool:
@@ -106,15 +115,3 @@ def touched_counts(files: Sequence[Indexed], supplements: Sequence[BlockRecord])
 def _boundary(row_id: int) -> int:
     """Where the range of a row ends."""
     return (row_id // RANGE_ROWS + 1) * RANGE_ROWS
-
-
-def _available(first: int, row_id_count: int) -> int:
-    return min(row_id_count, _boundary(first)) - first
-
-
-def _is_worth(first: int, covered: int, row_id_count: int, pace: Pace) -> bool:
-    """Whether to build from ``first`` on what is covered up to ``covered`` rows."""
-    available = _available(first, row_id_count)
-    if reaches_end(first, available):
-        return available > covered
-    return available - covered >= max(pace.row_count, int(pace.share * covered))
