@@ -90,7 +90,7 @@ class PostingsFile:
         found = self._cache.get(self.path)
         if found is None and not self.is_damaged:
             try:
-                found = self._read()
+                found = read_postings(self.path, self.record)
             except (Corrupt, OSError) as error:
                 self.is_damaged = True
                 last = self.first + self.row_count - 1
@@ -99,11 +99,9 @@ class PostingsFile:
             self._cache.put(self.path, found)
         return found
 
-    def _read(self) -> Postings:
-        data = self.path.read_bytes()
-        if int.from_bytes(data[-CHECKSUM_BYTES:], "little") != self.record.checksum:
-            raise Corrupt("the file is not the one that the catalog lists")
-        return Postings.decode(data)
+    def close(self) -> None:
+        """Forgets what was read. It can be opened again."""
+        self._cache.drop(self.path)
 
 
 class PostingsFiles:
@@ -181,6 +179,14 @@ class PostingsFiles:
 
     def _path(self, file_number: int) -> Path:
         return self._directory / f"{file_number:08d}.postings"
+
+
+def read_postings(path: Path, record: PostingsRecord) -> Postings:
+    """The postings in a file, every byte of it checked. Raises Corrupt unless it is the file that the catalog lists."""
+    data = path.read_bytes()
+    if int.from_bytes(data[-CHECKSUM_BYTES:], "little") != record.checksum:
+        raise Corrupt("the file is not the one that the catalog lists")
+    return Postings.decode(data)
 
 
 def register(
