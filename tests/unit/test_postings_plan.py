@@ -47,6 +47,7 @@ PART = file(2, N, 8_000, is_complete=False)
     ([file(1, 0, 500), file(2, 500, N - 500)], N, STILL, None),
     ([file(1, 0, 500)], N, BUSY, Piece(500, N - 500)),
     ([file(1, 0, N, is_damaged=True)], N, BUSY, Piece(0, N, (1,))),
+    ([WHOLE, file(3, 10, 90), file(2, N, N)], 2 * N, STILL, None),
 ])  # fmt: skip
 def test_what_comes_next(files: list[File], row_id_count: int, pace: Pace, expected: Piece | None) -> None:
     assert next_piece(files, row_id_count, [], pace) == expected

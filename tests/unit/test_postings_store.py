@@ -15,6 +15,8 @@ from covector_server.ingest.batch import WriterSpec
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.postings import PostingsIndexer
 from covector_server.limits import Limits
+from covector_server.metadata.catalog import number
+from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.query.cancellation import never
 from covector_server.query.engine import count_rows
 from covector_server.query.filter import FilterParser, find_rows, matching_rows
@@ -215,6 +217,22 @@ def test_a_lost_file_is_told_of_and_built_again(rig: Rig, damage: str, caplog: p
     assert rig.names() == ["00000002.postings"]
     rig.check()
     assert rig.files[0].open() is not None
+
+
+def test_a_damaged_entry_of_the_catalog_closes_nothing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.add(400, metadata_of)
+    rig.index()
+    catalog = rig.store.catalog
+    assert isinstance(catalog, LmdbCatalog)
+    with catalog._environment.begin(write=True) as transaction:
+        transaction.put(number(1, 1), b"damaged", db=catalog._tables["postings"])
+    rig.restart()
+    assert "until they are indexed again" in caplog.text
+    rig.check()
+    assert rig.index() == 1
+    rig.restart()
+    assert [(file.number, file.row_count) for file in rig.files] == [(1, 400)]
+    rig.check()
 
 
 @pytest.mark.parametrize("operation", ["write", "sync"])

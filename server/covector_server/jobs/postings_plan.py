@@ -65,6 +65,8 @@ def next_piece(
     reached = 0
     for file, touched_count in zip(files, touched_counts(files, supplements), strict=True):
         record = file.record
+        if record.first < reached:  # another file has its rows
+            continue
         if reached < record.first:
             return Piece(reached, min(record.first, _boundary(reached)) - reached)
         if file.is_damaged or touched_count >= pace.touched_count:

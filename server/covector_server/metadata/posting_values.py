@@ -60,10 +60,10 @@ def encode_values(distinct: Iterable[Any], text_bytes_max: int = TEXT_BYTES_MAX)
 def decode_values(form: str, data: bytes | memoryview, count: int) -> SortedValues:
     """The values, ``count`` of them, behind their stored form."""
     if form == "text":
-        ends = np.frombuffer(data, "<u4", count=count)
+        ends = np.cumsum(np.frombuffer(data, "<u4", count=count), dtype=np.int64)
         return SortedValues(_Texts(ends, memoryview(data)[4 * count :]), is_text=True)
     if form == "digest":
-        ends = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(DIGEST_BYTES)
+        ends = np.arange(DIGEST_BYTES, DIGEST_BYTES * (count + 1), DIGEST_BYTES, dtype=np.int64)
         return SortedValues(_Texts(ends, memoryview(data)), is_text=True, is_digest=True)
     if form == "json":
         return SortedValues(json.loads(bytes(data)))
@@ -81,7 +81,7 @@ class _Ascending(Protocol):
 class _Texts:
     """Byte strings, one after the other."""
 
-    ends: npt.NDArray[np.uint32]
+    ends: npt.NDArray[np.int64]
     data: memoryview
 
     def __len__(self) -> int:
@@ -163,8 +163,8 @@ def _encode_strings(order: list[str], text_bytes_max: int) -> EncodedValues:
     order.sort()
     encoded = [_utf8(text) for text in order]
     if sum(map(len, encoded)) <= text_bytes_max:
-        ends = np.cumsum([len(text) for text in encoded], dtype=np.int64).astype("<u4")
-        return EncodedValues("text", ends.tobytes() + b"".join(encoded), order)
+        sizes = np.array([len(text) for text in encoded], dtype="<u4")
+        return EncodedValues("text", sizes.tobytes() + b"".join(encoded), order)
     by_digest = sorted((_digest(text), place) for place, text in enumerate(encoded))
     data = b"".join(digest for digest, _ in by_digest)
     return EncodedValues("digest", data, [order[place] for _, place in by_digest])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,22 +74,24 @@ class FieldPostings:
 
     def rows_of(self, spans: list[Span], within: BitMap) -> BitMap:
         """The rows of ``within`` whose value's code lies in one of the spans, which ascend and do not touch."""
-        return self._halve(within & self.rows, spans, 0, len(self._bitmaps) - 1)
+        parts: list[BitMap] = []
+        edges = [edge for span in spans for edge in span]
+        self._halve(within & self.rows, edges, 0, len(self._bitmaps) - 1, parts)
+        return BitMap.union(*parts) if parts else BitMap()
 
-    def _halve(self, rows: BitMap, spans: list[Span], low: int, bits: int) -> BitMap:
-        """Those of ``rows``, whose codes all lie in [low, low + 2**bits), that are wanted."""
-        high = min(low + (1 << bits), self._entry.value_count)
-        spans = [(max(start, low), min(stop, high)) for start, stop in spans if start < high and stop > low]
-        if not spans or not rows:
-            return BitMap()
-        if spans[0] == (low, high):
-            return rows
-        middle, ones, found = low + (1 << (bits - 1)), self._bitmap(bits), BitMap()
-        if spans[0][0] < middle:
-            found = self._halve(rows - ones, spans, low, bits - 1)
-        if spans[-1][1] > middle:
-            found |= self._halve(rows & ones, spans, middle, bits - 1)
-        return found
+    def _halve(self, rows: BitMap, edges: list[int], low: int, bits: int, parts: list[BitMap]) -> None:
+        """Adds to ``parts`` those of ``rows``, whose codes all lie in [low, low + 2**bits), that are wanted. ``edges``:
+        the codes at which being wanted begins and ends, by turns."""
+        passed = bisect_right(edges, low)
+        if passed == len(edges) or edges[passed] >= min(low + (1 << bits), self._entry.value_count):
+            if passed % 2:
+                parts.append(rows)
+            return
+        ones, middle = self._bitmap(bits), low + (1 << (bits - 1))
+        if upper := rows & ones:
+            self._halve(upper, edges, middle, bits - 1, parts)
+        if (passed % 2 or edges[passed] < middle) and (lower := rows - ones):  # something is wanted below
+            self._halve(lower, edges, low, bits - 1, parts)
 
     def _bitmap(self, section: int) -> BitMap:
         """The rows that have the field (0), or the slice of bit ``section - 1``. Never change it."""

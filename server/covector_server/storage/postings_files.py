@@ -116,9 +116,17 @@ class PostingsFiles:
         self._cache = cache
 
     def load(self, reader: Reader, collection_id: int) -> None:
-        """Reads what the catalog lists. Opens no file."""
-        listed = reader.scan("postings", number(collection_id))
-        self._put([self._file(numbers(key)[1], PostingsRecord.decode(value)) for key, value in listed])
+        """Reads what the catalog lists. Opens no file. What follows a damaged entry is not taken; the next file that is
+        listed stands in its place."""
+        listed = []
+        try:
+            for key, value in reader.scan("postings", number(collection_id)):
+                listed.append(self._file(numbers(key)[1], PostingsRecord.decode(value)))
+        except Corrupt as error:
+            _log.warning(
+                "%s: some rows are filtered one by one until they are indexed again: %s", self._directory, error
+            )
+        self._put(listed)
 
     def next_number(self) -> int:
         """A number that no listed file has."""
