@@ -4,7 +4,8 @@ Values are compared as Python compares them, whatever they are stored as: an int
 float, and -0.0 is 0. So each form gives back exact Python numbers, or bytes that sort as the strings do (UTF-8 sorts
 by code point), and a lookup is a binary search among them.
 
-    i1 i2 i4 i8 f8   numbers, in the narrowest of these that holds them all exactly; booleans are 0 and 1
+    i1 i2 i4 i8 f8   numbers, in the narrowest of these that holds them all exactly (integers as differences, which
+                     compress); booleans are 0 and 1
     json             numbers that none of these holds, such as 2^60 beside 0.5
     text             strings
     digest           strings too long to be kept: 128-bit digests, in their own order, which answer eq and in only
@@ -67,7 +68,9 @@ def decode_values(form: str, data: bytes | memoryview, count: int) -> SortedValu
         return SortedValues(_Texts(ends, memoryview(data)), is_text=True, is_digest=True)
     if form == "json":
         return SortedValues(json.loads(bytes(data)))
-    return SortedValues(np.frombuffer(data, f"<{form}", count=count).astype(form).data)  # the copy aligns them
+    numbers = np.frombuffer(data, f"<{form}", count=count)
+    native = numbers.astype(form) if form == "f8" else np.cumsum(numbers, dtype=form)
+    return SortedValues(native.data)
 
 
 class _Ascending(Protocol):
@@ -148,8 +151,10 @@ def _form_of(order: list[Any]) -> str:
 def _number_bytes(order: list[Any], form: str) -> bytes:
     if form == "json":
         return json.dumps(order).encode()
-    exact = float if form == "f8" else int
-    return np.array([exact(number) for number in order], dtype=f"<{form}").tobytes()
+    if form == "f8":
+        return np.array([float(number) for number in order], dtype="<f8").tobytes()
+    whole = np.array([int(number) for number in order], dtype=f"<{form}")
+    return np.diff(whole, prepend=whole.dtype.type(0)).tobytes()  # wraps around, and so does the sum that undoes it
 
 
 def _is_float(whole: int) -> bool:
