@@ -5,8 +5,8 @@
 Stores rows in a store of its own, indexes them as the server does, and asks some filters for the row ids they hold for,
 checking that all ways find the same. Prints one JSON object and writes it to benchmarks/results/filters.json:
 milliseconds, and how many times as long the other ways take; bytes a row of the postings of each field, for rows in
-which nothing is in order and for rows that come by date. Times are the thread's own (nothing here waits), so that a busy
-machine does not show in them.
+which nothing is in order and for rows that come by date. Times are the thread's own (nothing here waits), so that a
+busy machine does not show in them.
 """
 
 from __future__ import annotations

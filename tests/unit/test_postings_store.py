@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,32 @@ def test_a_view_outlives_the_files_it_was_taken_with(rig: Rig) -> None:
         found = matching_rows(view, {"source": "s1"}, rig.limits, never)
         assert len(found) == 400
         np.testing.assert_array_equal(found, [bool(row and row["source"] == "s1") for row in rig.rows[:400]])
+
+
+def test_queries_while_rows_come_and_are_indexed(rig: Rig) -> None:
+    """Files come and go under the views; no answer may show it."""
+    rig.add(300, metadata_of)
+    done = threading.Event()
+
+    def index() -> None:
+        while not done.is_set():
+            rig.indexer.step()
+
+    indexing = threading.Thread(target=index)
+    indexing.start()
+    try:
+        for _ in range(12):
+            rig.add(270, lambda row: metadata_of(row) if row % 2 else None)
+            rig.check()
+            rig.supplement([row for row in range(300, len(rig.rows), 7) if rig.rows[row] is None], metadata_of)
+            rig.check()
+    finally:
+        done.set()
+        indexing.join()
+    rig.index()
+    rig.check()
+    assert rig.names() == [file.path.name for file in rig.files]
+    assert rig.files[0].number > 1
 
 
 def test_the_cache_keeps_to_its_bound(rig: Rig) -> None:
