@@ -29,6 +29,7 @@ from covector_server.ingest.committer import Committer
 from covector_server.ingest.deleting import delete_rows
 from covector_server.jobs.maintenance import Maintenance
 from covector_server.jobs.operations import Operations
+from covector_server.jobs.postings import PostingsIndexer
 from covector_server.limits import Limits
 from covector_server.rpc.authentication import ApiKeyInterceptor
 from covector_server.rpc.collections import CollectionsServicer
@@ -86,7 +87,8 @@ class Server:
             port = self._add_port(listen)
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {listen}: {error}; is the port taken?") from error
-        self._maintenance.start(self._committer)
+        indexer = PostingsIndexer(self._store, self._committer, self._config.limits)
+        self._maintenance.start(self._committer, [indexer.step])
         await self._grpc.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

@@ -34,6 +34,8 @@ class Limits:
     result_hits: int = 1_000_000
     filter_terms: int = 1_000
     filter_depth: int = 32
+    postings_build_bytes: int = 32 << 20
+    postings_cache_bytes: int = 128 << 20
     page_size: int = 1_000
     wait_s: float = 60.0
     part_wait_s: float = 30.0

@@ -119,6 +119,19 @@ class KeyRunRecord(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class PostingsRecord(Record):
+    """A file of postings: the rows it covers, how many supplements their metadata took in, whether it is as long as it
+    can get, and the CRC-32C that it ends with."""
+
+    first: int
+    row_count: int
+    supplement_count: int
+    is_complete: bool
+    size_bytes: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
 class OperationRecord(Record):
     """A piece of long work, as last seen."""
 

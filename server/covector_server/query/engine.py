@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from covector.attribution.scoring import to_float32
 from covector.errors import InvalidInput
 from covector.types import Stage
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
-from covector_server.query.filter import matching_rows
+from covector_server.query.filter import find_rows
 from covector_server.query.omission import Omissions, rows_with_keys
 from covector_server.query.planner import plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
@@ -41,7 +39,7 @@ def top_k(
     """Both ends, k rows each, of every result; exact.
 
     The stages count rows over all results: a row that is re-scored for two of them counts twice. Raises as
-    ``plan_question`` and ``matching_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
+    ``plan_question`` and ``find_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
     and Corrupt if a stored chunk is, unless the question says that damaged rows are left out.
     """
     limits = limits or Limits()
@@ -111,7 +109,7 @@ def count_rows(
     """How many rows a filter holds for; all of them without one."""
     if where is None:
         return view.row_count
-    return int(matching_rows(view, where, limits, cancelled).sum())
+    return find_rows(view, where, limits, cancelled).count
 
 
 def _filter(
@@ -119,8 +117,8 @@ def _filter(
 ) -> tuple[Mask | None, Stage]:
     check_cancelled(cancelled)
     started = time.perf_counter()
-    mask = None if question.where is None else matching_rows(view, question.where, limits, cancelled, on_damage)
-    row_count = view.row_count if mask is None else int(np.count_nonzero(mask))
+    matches = None if question.where is None else find_rows(view, question.where, limits, cancelled, on_damage)
+    mask, row_count = (None, view.row_count) if matches is None else (matches.mask(), matches.count)
     return mask, Stage("filter", view.row_count, row_count, time.perf_counter() - started)
 
 

@@ -33,11 +33,12 @@ from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.key_hash import hash_keys
 from covector_server.storage.key_table import KeyTable
 from covector_server.storage.positions import is_among
+from covector_server.storage.postings_files import PostingsFile, PostingsFiles, supplemented_rows
 from covector_server.storage.row_blocks import RowBlocks, Supplements
 from covector_server.storage.row_log import RowLog
 from covector_server.storage.row_reader import RowReader
 from covector_server.storage.shared import Shared
-from covector_server.storage.view import Positions, RowDetails, RowIds
+from covector_server.storage.view import Positions, PostingsRange, RowDetails, RowIds
 
 DELETED_RANGE_BITS: Final = 16
 NO_ROWS: RowIds = np.empty(0, dtype=np.int64)
@@ -57,6 +58,7 @@ class StoredCollection:
         self.log = RowLog(directory / "rows", shared.disk, shared.sizes.log_file_bytes)
         self.keys = KeyTable(directory / "keys", shared.disk, shared.sizes.recent_keys)
         self.supplements = Supplements()
+        self.postings = PostingsFiles(directory / "postings", shared.disk, shared.postings)
         self.deleted = NO_ROWS  # sorted ids of deleted rows; replaced whole
         self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.fault: Corrupt | Unavailable | None = None  # why it may not be read
@@ -89,6 +91,7 @@ class StoredCollection:
         self.deleted = deleted_rows(reader, self.record.id)
         replay = self.rows().keys_between
         self.keys.load(reader, self.record.id, self.counters.next_row_id, replay)
+        self.postings.load(reader, self.record.id)
         for key, value in reader.scan("checkpoints", id_):
             self._load_checkpoint(reader, key, CheckpointRecord.decode(value))
 
@@ -142,7 +145,14 @@ class StoredCollection:
         with self.changing:
             checkpoints = {name: checkpoint.view(self.damages) for name, checkpoint in self.checkpoints.items()}
             return StoredCollectionView(
-                self, self.counters.next_row_id, self.deleted, self.rows(), dict(self.fields), checkpoints
+                self,
+                self.counters.next_row_id,
+                self.deleted,
+                len(self.supplements.records),
+                self.rows(),
+                dict(self.fields),
+                checkpoints,
+                self.postings.files,
             )
 
     def close(self) -> None:
@@ -169,9 +179,11 @@ class StoredCollectionView:
     collection: StoredCollection
     row_id_count: int
     deleted: RowIds
+    supplement_count: int
     rows: RowReader
     fields: Mapping[str, str]
     checkpoints: Mapping[str, StoredCheckpointView]
+    postings_files: tuple[PostingsFile, ...] = ()
 
     @property
     def name(self) -> str:
@@ -199,9 +211,25 @@ class StoredCollectionView:
         """Key, text and metadata of rows, in this order."""
         return self.rows.details_of(row_ids, on_damage)
 
-    def metadata(self, on_damage: OnDamage | None = None) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows, the deleted included, in order of row id, block by block."""
-        return self.rows.metadata(0, self.row_id_count, on_damage)
+    def metadata(
+        self, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
+    ) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+        """The metadata of all rows, the deleted included, or of a range, in order of row id, block by block."""
+        low, high = row_id_range or (0, self.row_id_count)
+        return self.rows.metadata(low, min(high, self.row_id_count), on_damage)
+
+    def postings(self) -> Sequence[PostingsRange]:
+        """The indexes of metadata, by first row."""
+        return self.postings_files
+
+    def supplemented(self, ranges: Sequence[PostingsRange]) -> RowIds:
+        """The rows of these ranges whose metadata came after the range was indexed."""
+        return supplemented_rows(self.collection.log, self.supplements, ranges)
+
+    @property
+    def supplements(self) -> Sequence[BlockRecord]:
+        """Where the supplements lie, in order of arrival."""
+        return self.collection.supplements.records[: self.supplement_count]
 
 
 def deleted_rows(reader: Reader, collection_id: int) -> RowIds:

@@ -8,6 +8,7 @@ from covector_server.metadata.catalog import Catalog
 from covector_server.storage.damage import DamageLog
 from covector_server.storage.disk import Disk
 from covector_server.storage.layout import Sizes
+from covector_server.storage.postings_files import PostingsCache
 from covector_server.storage.shard_cache import ShardCache
 
 
@@ -19,4 +20,5 @@ class Shared:
     disk: Disk
     sizes: Sizes
     shards: ShardCache
+    postings: PostingsCache
     damages: DamageLog

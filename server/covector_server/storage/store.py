@@ -21,6 +21,7 @@ from covector_server.storage.damage import DamageLog
 from covector_server.storage.disk import Disk
 from covector_server.storage.key_table import Change as KeyChange
 from covector_server.storage.layout import Sizes, rows_for
+from covector_server.storage.postings_files import PostingsCache
 from covector_server.storage.shard_cache import ShardCache
 from covector_server.storage.shared import Shared
 
@@ -41,6 +42,7 @@ class Store:
         limits = limits or Limits()
         self.damages = DamageLog(limits.damages)
         self.shards = ShardCache(limits.mapped_shards)
+        self.postings_cache = PostingsCache(limits.postings_cache_bytes)
         self.disk.make_directories(data / "collections")
         self._lock = _lock(data / "lock")
         self.catalog: Catalog = LmdbCatalog(data / "catalog.lmdb")
@@ -187,7 +189,7 @@ class Store:
 
     def _at(self, record: CollectionRecord) -> StoredCollection:
         directory = self.data / "collections" / str(record.id)
-        shared = Shared(self.catalog, self.disk, self.sizes, self.shards, self.damages)
+        shared = Shared(self.catalog, self.disk, self.sizes, self.shards, self.postings_cache, self.damages)
         return StoredCollection(record, directory, shared)
 
     def _open_record(self) -> StoreRecord:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from covector.types import GradientKind, Space
+from covector_server.metadata.postings import Postings
 from covector_server.storage.damage import OnDamage
 
 Positions = npt.NDArray[np.int64]
@@ -79,6 +80,24 @@ class RowDetails:
     metadata: dict[str, Any] | None
 
 
+class PostingsRange(Protocol):
+    """An index of the metadata of the rows [first, first + row_count), from which filters are answered."""
+
+    @property
+    def first(self) -> int: ...
+    @property
+    def row_count(self) -> int: ...
+
+    @property
+    def supplement_count(self) -> int:
+        """How many of the view's supplements it takes in."""
+        ...
+
+    def open(self) -> Postings | None:
+        """The index; None if it cannot be read, so that its rows must be looked at."""
+        ...
+
+
 class CollectionView(Protocol):
     """One committed state of a collection."""
 
@@ -124,7 +143,22 @@ class CollectionView(Protocol):
         """Key, text and metadata of rows, in this order; of a damaged row, what can be read."""
         ...
 
-    def metadata(self, on_damage: OnDamage | None = None) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows, the deleted included, by row id: (first row id, one entry a row) runs. Rows whose
-        metadata is damaged are in no run."""
+    def metadata(
+        self, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
+    ) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+        """The metadata of all rows, the deleted included, by row id: (first row id, one entry a row) runs; with a
+        range, of the rows whose id lies in [low, high). Rows whose metadata is damaged are in no run."""
+        ...
+
+    @property
+    def supplement_count(self) -> int:
+        """How often text or metadata came for rows that stood."""
+        ...
+
+    def postings(self) -> Sequence[PostingsRange]:
+        """What there is of indexes of metadata, by first row. They need not cover every row."""
+        ...
+
+    def supplemented(self, ranges: Sequence[PostingsRange]) -> RowIds:
+        """The rows of these ranges, ascending, whose metadata came after the range was indexed."""
         ...

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from covector.blocks import encode_key, scale_rows
 from covector.types import GradientKind, Key, Space
 from covector_server.metadata.fields import new_fields
+from covector_server.metadata.postings import Postings
 from covector_server.storage.damage import Damage, DamageLog, DamageReporter, OnDamage
-from covector_server.storage.view import NO_KEY, RowDetails, RowIds, Tile
+from covector_server.storage.view import NO_KEY, PostingsRange, RowDetails, RowIds, Tile
 
 NO_ETA: Mapping[str, float] = {}
 NO_ROWS: frozenset[int] = frozenset()
@@ -76,6 +77,20 @@ class MemoryCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPostings:
+    """``view.PostingsRange`` on bytes; ``data`` None: an index that cannot be read."""
+
+    first: int
+    row_count: int
+    supplement_count: int
+    data: bytes | None
+
+    def open(self) -> Postings | None:
+        """The index in ``data``."""
+        return None if self.data is None else Postings.decode(self.data)
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryCollection:
     """``view.CollectionView`` on a list of rows: a row's id is its place. ``damaged_keys``, ``damaged_texts``,
     ``damaged_metadata``: ids of rows of which these cannot be read."""
@@ -89,6 +104,9 @@ class MemoryCollection:
     damaged_keys: frozenset[int] = NO_ROWS
     damaged_texts: frozenset[int] = NO_ROWS
     damaged_metadata: frozenset[int] = NO_ROWS
+    indexes: Sequence[PostingsRange] = ()
+    newer_rows: Sequence[int] = ()  # whose metadata the indexes do not know
+    supplement_count: int = 0
 
     @property
     def row_id_count(self) -> int:
@@ -118,10 +136,13 @@ class MemoryCollection:
         self._meet(set(row_ids.tolist()) & damaged, "details", on_damage)
         return [self._readable(row_id) for row_id in row_ids.tolist()]
 
-    def metadata(self, on_damage: OnDamage | None = None) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows, in runs of ``run_rows``, cut where damaged ones lie."""
-        for first in range(0, len(self.rows), self.run_rows):
-            row_ids = range(first, min(first + self.run_rows, len(self.rows)))
+    def metadata(
+        self, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
+    ) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+        """The metadata of all rows, or of a range, in runs of ``run_rows``, cut where damaged ones lie."""
+        low, high = row_id_range or (0, len(self.rows))
+        for first in range(low, min(high, len(self.rows)), self.run_rows):
+            row_ids = range(first, min(first + self.run_rows, high, len(self.rows)))
             self._meet(self.damaged_metadata.intersection(row_ids), "metadata", on_damage)
             if self.damaged_metadata.isdisjoint(row_ids):
                 yield first, [self.rows[row_id].metadata for row_id in row_ids]
@@ -129,6 +150,16 @@ class MemoryCollection:
                 yield from (
                     (row_id, [self.rows[row_id].metadata]) for row_id in row_ids if row_id not in self.damaged_metadata
                 )
+
+    def postings(self) -> Sequence[PostingsRange]:
+        """The indexes that it was given."""
+        return self.indexes
+
+    def supplemented(self, ranges: Sequence[PostingsRange]) -> RowIds:
+        """Those of ``newer_rows`` that lie in the ranges."""
+        newer = np.unique(np.array(self.newer_rows, dtype=np.int64))
+        covered = [(newer >= each.first) & (newer < each.first + each.row_count) for each in ranges]
+        return newer[np.logical_or.reduce(covered)] if covered else newer[:0]
 
     def _readable(self, row_id: int) -> RowDetails:
         row = self.rows[row_id]
