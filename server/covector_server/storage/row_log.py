@@ -78,6 +78,7 @@ class RowLog:
     """The blocks below ``directory``. Appending belongs to one thread, reading to any; decoded blocks are cached."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
+        self.file_bytes = FILE_BYTES  # a block that would end past it begins a new file
         self._directory = directory
         self._disk = disk
         self._open_file: tuple[int, int] | None = None  # number, descriptor
@@ -94,7 +95,7 @@ class RowLog:
     def append(self, block: Block, file: int, offset_bytes: int) -> BlockRecord:
         """Writes a block at or after a place and returns where it lies. Not durable before ``sync``."""
         data = block.encode()
-        if offset_bytes and offset_bytes + len(data) > FILE_BYTES:
+        if offset_bytes and offset_bytes + len(data) > self.file_bytes:
             file, offset_bytes = file + 1, 0
         self._disk.write(self._open(file), data, offset_bytes)
         self._touched.add(file)
