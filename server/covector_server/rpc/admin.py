@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -27,32 +27,53 @@ from covector_server.storage.store import Store
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-class Health(Protocol):
-    """What is known of damage, and how far the search for it is."""
+class FoundDamage(Protocol):
+    """Damage to a file of a collection."""
 
     @property
-    def scrubbed_bytes(self) -> int: ...
+    def checkpoint(self) -> str: ...
     @property
-    def scrub_total_bytes(self) -> int: ...
+    def path(self) -> str: ...
     @property
-    def scrub_round_count(self) -> int: ...
+    def message(self) -> str: ...
+    @property
+    def row_count(self) -> int: ...
 
-    def damages(self) -> Iterable[tuple[str, query_pb2.Damage]]:
-        """(collection, damage) of all that was found since the server started."""
+
+class Damages(Protocol):
+    """What damage was met since the server started."""
+
+    def found(self) -> Sequence[tuple[str, FoundDamage]]:
+        """Each damage, with the name of its collection."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownHealth:
-    """``Health`` where nobody looks for damage."""
+class Scrub(Protocol):
+    """How far the search for damage is."""
 
-    scrubbed_bytes: int = 0
-    scrub_total_bytes: int = 0
-    scrub_round_count: int = 0
+    @property
+    def done_bytes(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def round_count(self) -> int: ...
 
-    def damages(self) -> Iterable[tuple[str, query_pb2.Damage]]:
-        """None is known."""
+
+class NoDamages:
+    """``Damages`` where nobody looks."""
+
+    def found(self) -> Sequence[tuple[str, FoundDamage]]:
+        """None."""
         return ()
+
+
+@dataclass(frozen=True, slots=True)
+class NoScrub:
+    """``Scrub`` where nobody looks."""
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+    round_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +85,8 @@ class AdminParts:
     operations: Operations
     space: FreeSpace
     limits: Limits
-    health: Health = UnknownHealth()
+    damages: Damages = field(default_factory=NoDamages)
+    scrub: Scrub = NoScrub()
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -83,10 +105,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             disk_free_bytes=await asyncio.to_thread(parts.space.free_bytes),
             disk_low_water_bytes=parts.space.low_water_bytes,
             read_only_collections=_read_only(parts.store),
-            damages=[pb.CollectionDamage(collection=name, damage=damage) for name, damage in parts.health.damages()],
-            scrubbed_bytes=parts.health.scrubbed_bytes,
-            scrub_total_bytes=parts.health.scrub_total_bytes,
-            scrub_round_count=parts.health.scrub_round_count,
+            damages=[_damage_to_message(name, damage) for name, damage in parts.damages.found()],
+            scrubbed_bytes=parts.scrub.done_bytes,
+            scrub_total_bytes=parts.scrub.total_bytes,
+            scrub_round_count=parts.scrub.round_count,
         )
 
     @unary
@@ -127,6 +149,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 def _read_only(store: Store) -> list[pb.ReadOnlyCollection]:
     reasons = ((each.record.name, each.fault or each.read_only) for each in store.collections())
     return [pb.ReadOnlyCollection(collection=name, reason=reason.message) for name, reason in reasons if reason]
+
+
+def _damage_to_message(collection: str, damage: FoundDamage) -> pb.CollectionDamage:
+    message = query_pb2.Damage(
+        checkpoint=damage.checkpoint, path=damage.path, message=damage.message, row_count=damage.row_count
+    )
+    return pb.CollectionDamage(collection=collection, damage=message)
 
 
 def _snapshot_to_message(record: SnapshotRecord) -> pb.Snapshot:

@@ -87,16 +87,14 @@ class Disk:
         EOFError if the source is too short for that."""
         end_bytes = offset_bytes + size_bytes
         while offset_bytes < end_bytes:
-            try:
-                copied = os.copy_file_range(source, target, end_bytes - offset_bytes, offset_bytes, offset_bytes)
-            except OSError as error:
-                if error.errno not in _NO_KERNEL_COPY:
-                    raise
-                data = os.pread(source, min(end_bytes - offset_bytes, _COPY_BYTES), offset_bytes)
+            left_bytes = end_bytes - offset_bytes
+            copied = _copy_in_kernel(source, target, offset_bytes, left_bytes)
+            if not copied:
+                data = os.pread(source, min(left_bytes, _COPY_BYTES), offset_bytes)
+                if not data:
+                    raise EOFError(f"the file ends {left_bytes} bytes too early")
                 self.write(target, data, offset_bytes)
                 copied = len(data)
-            if not copied:
-                raise EOFError(f"the file ends {end_bytes - offset_bytes} bytes too early")
             offset_bytes += copied
 
     def rename(self, source: Path, target: Path) -> None:
@@ -115,3 +113,13 @@ class Disk:
         if path.exists():
             shutil.rmtree(path)
             self.sync_directory(path.parent)
+
+
+def _copy_in_kernel(source: int, target: int, offset_bytes: int, size_bytes: int) -> int:
+    """Copies what the kernel will of a range, and returns how much that is."""
+    try:
+        return os.copy_file_range(source, target, size_bytes, offset_bytes, offset_bytes)
+    except OSError as error:
+        if error.errno not in _NO_KERNEL_COPY:
+            raise
+        return 0

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EMLINK, EPERM, EXDEV
+from errno import EMLINK, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
 
 import lmdb
@@ -28,7 +28,7 @@ from covector_server.storage.snapshot_plan import Finished, Plan, PlannedFile, S
 CATALOG = "catalog.lmdb"
 Report = Callable[[int, int], None]  # bytes done, bytes in all; what it raises ends the work
 _PIECE_BYTES = 64 << 20  # between two reports
-_NO_LINK = {EXDEV, EMLINK, EPERM}
+_NO_LINK = {EXDEV, EMLINK, EPERM, EOPNOTSUPP, ENOSYS}
 
 
 @dataclass(frozen=True, slots=True)
