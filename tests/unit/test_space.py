@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from covector.errors import Unavailable
+from covector.errors import InvalidInput, Unavailable
+from covector_server.config import parse
 from covector_server.storage.space import FRESH_BYTES, FRESH_S, FreeSpace, free_bytes_of
 
 MIB = 1 << 20
@@ -89,3 +90,13 @@ def test_the_real_file_system(tmp_path: Path) -> None:
     space.check(1)
     with pytest.raises(Unavailable):
         space.check(1 << 60)
+
+
+@pytest.mark.parametrize(("given", "expected_mib"), [([], 256), (["--disk-low-water-mib", "0"], 0)])
+def test_the_mark_is_configured(given: list[str], expected_mib: int) -> None:
+    assert parse(["--data", "store", *given]).disk_low_water_bytes == expected_mib * MIB
+
+
+def test_a_negative_mark_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="--disk-low-water-mib -1: give 0 or more"):
+        parse(["--data", "store", "--disk-low-water-mib=-1"])
