@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from covector.cli.options import Parser
-from covector.cli.restore import add_restore_parser
+from covector.cli.restore import main
 from covector.errors import AlreadyExists, NotFound
 from covector.types import Space
 from covector_server.ingest.batch import WriterSpec
@@ -38,12 +37,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(*arguments: str | Path) -> int:
-    parser = Parser(prog="covector snapshot")
-    add_restore_parser(parser.add_subparsers(required=True))
-    given = parser.parse_args([str(argument) for argument in ("restore", *arguments)])
-    status = given.run(given)
-    assert isinstance(status, int)
-    return status
+    return main([str(argument) for argument in arguments])
 
 
 def test_a_snapshot_is_restored_beside_a_running_server(

@@ -6,39 +6,20 @@ bar and an exit status.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from covector.cli.options import Parser, require
+from covector.cli.options import Parser, command_parser, require
 from covector.errors import Internal, of_kind
 from covector.progress import Bar
 
-_HELP = "make a new store out of a snapshot"
 
-
-def add_restore_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Adds ``restore``; its ``run(given)`` is ``restore`` below."""
-    parser = subparsers.add_parser(
-        "restore",
-        help=_HELP,
-        description="Make a new store out of a snapshot. No server is needed, and one that runs is not disturbed. The "
-        "new store and the old never write into each other.",
-        epilog="example: covector snapshot restore backup-1 --data ./store --to ./restored",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("snapshot", metavar="NAME", help="a snapshot of --data, or without --data the directory of one")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the store that the snapshot is of")
-    parser.add_argument("--to", type=Path, required=True, metavar="NEWDIR", help="a directory that is not there yet")
-    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
-    parser.set_defaults(run=restore)
-
-
-def restore(given: argparse.Namespace) -> int:
-    """Restores, and says what to do next."""
+def main(arguments: list[str]) -> int:
+    """Restores, says what to do next, and returns the exit status."""
+    given = _parser().parse_args(arguments)
     require(["covector_server", "lmdb", "zarr"], "server", "covector snapshot restore")
     directory = Path(given.snapshot) if given.data is None else given.data / "snapshots" / given.snapshot
     bar = Bar(f"restore {directory.name} (bytes)")
@@ -51,6 +32,20 @@ def restore(given: argparse.Namespace) -> int:
     else:
         print(f"{restored['row_count']:,} rows are in {given.to}; serve them: covector serve --data {given.to}")
     return 0
+
+
+def _parser() -> Parser:
+    parser = command_parser(
+        "snapshot restore",
+        "Make a new store out of a snapshot. No server is needed, and one that runs is not disturbed.\n"
+        "The new store and the old never write into each other.",
+        "covector snapshot restore backup-1 --data ./store --to ./restored",
+    )
+    parser.add_argument("snapshot", metavar="NAME", help="a snapshot of --data, or without --data the directory of one")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the store that the snapshot is of")
+    parser.add_argument("--to", type=Path, required=True, metavar="NEWDIR", help="a directory that is not there yet")
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+    return parser
 
 
 def _run(snapshot: Path, target: Path, bar: Bar) -> dict[str, Any]:
