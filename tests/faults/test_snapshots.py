@@ -374,9 +374,11 @@ class BookkeepingDisk(Disk):
         super().sync_directory(path)
         self.unsynced.discard(path)
 
-    def rename(self, source: Path, target: Path) -> None:
-        self.at_rename = {path for path in self.unsynced if path.is_relative_to(source)}
-        super().rename(source, target)
+    def rename(self, old: Path, new: Path) -> None:
+        if old.is_dir():
+            self.at_rename = {path for path in self.unsynced if path.is_relative_to(old)}
+        super().rename(old, new)
+        self.unsynced |= {old.parent, new.parent}
 
 
 def test_everything_is_synced_before_the_name_is_given(rig: Rig, tmp_path: Path) -> None:

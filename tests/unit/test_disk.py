@@ -45,6 +45,7 @@ def test_a_directory_is_renamed_and_removed(tmp_path: Path) -> None:
     (tmp_path / "a/file").write_text("x")
     disk.make_directory(tmp_path / "b")
     disk.rename(tmp_path / "a", tmp_path / "b/c")
+    assert not (tmp_path / "a").exists()
     disk.link(tmp_path / "b/c/file", tmp_path / "b/other")
     assert (tmp_path / "b/other").read_text() == "x"
     disk.remove_tree(tmp_path / "b/c")

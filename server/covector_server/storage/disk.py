@@ -11,6 +11,8 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,15 @@ class Disk:
             raise
         return descriptor
 
+    @contextmanager
+    def opened(self, path: Path, size_bytes: int) -> Iterator[int]:
+        """As ``open``, and closes the file when the block ends."""
+        descriptor = self.open(path, size_bytes)
+        try:
+            yield descriptor
+        finally:
+            self.close(descriptor)
+
     def write(self, descriptor: int, data: bytes | memoryview, offset_bytes: int) -> None:
         """Writes all of ``data`` at the offset."""
         view = memoryview(data).cast("B")
@@ -48,6 +59,10 @@ class Disk:
 
     def close(self, descriptor: int) -> None:
         os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Puts a file in the place of another, whole. Durable after ``sync_directory`` of its parent."""
+        old.replace(new)
 
     def sync_directory(self, path: Path) -> None:
         """Returns when the directory's entries are on stable storage."""
@@ -75,7 +90,7 @@ class Disk:
             json.dump(document, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        self.rename(temporary, path)
         self.sync_directory(path.parent)
 
     def link(self, source: Path, target: Path) -> None:
@@ -96,12 +111,6 @@ class Disk:
                 self.write(target, data, offset_bytes)
                 copied = len(data)
             offset_bytes += copied
-
-    def rename(self, source: Path, target: Path) -> None:
-        """Gives a file or a directory the name ``target``, durably, whole or not at all."""
-        source.rename(target)
-        for parent in {source.parent, target.parent}:
-            self.sync_directory(parent)
 
     def remove_file(self, path: Path) -> None:
         """Removes a file, if it is there, durably."""

@@ -48,6 +48,7 @@ def restore(snapshot: Path, target: Path, report: Report, disk: Disk | None = No
         disk.make_directory(partial)
         _fill(snapshot, partial, disk, report)
         disk.rename(partial, target)
+        disk.sync_directory(target.parent)
     except OSError as error:
         _drop(partial, disk)
         raise Unavailable(f"{target} could not be written ({error}); free space, then try again") from error

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord(Record):
-    """What ``snapshot.json`` says. ``collections``: id, name and row_count of each."""
+    """What ``snapshot.json`` says. ``collections``: id, name, row_id_count and row_count of each."""
 
     name: str
     created_at_s: int = 0
@@ -74,7 +74,7 @@ class Snapshots:
             record.name
             for record in self.records()
             for collection in record.collections
-            if collection["id"] == collection_id and collection["row_count"] > row_id
+            if collection["id"] == collection_id and collection["row_id_count"] > row_id
         ]
 
     def reserve(self, name: str) -> None:
@@ -99,6 +99,7 @@ class Snapshots:
             with self._pinned(partial, report) as catalog:
                 record = self._fill(name, partial, catalog, report)
             self._disk.rename(partial, self.path(name))
+            self._disk.sync_directory(self._directory)
             self._disk.step("snapshot.renamed")
         except OSError as error:
             self._drop(partial)
@@ -119,6 +120,7 @@ class Snapshots:
             deleted = self._hidden(name, _DELETED)
             self._disk.remove_tree(deleted)
             self._disk.rename(self.path(name), deleted)
+            self._disk.sync_directory(self._directory)
             self._disk.step("snapshot.deleted")
             self._disk.remove_tree(deleted)
 

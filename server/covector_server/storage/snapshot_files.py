@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EMLINK, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
@@ -64,7 +63,7 @@ def open_copy(path: Path, disk: Disk) -> CopiedCatalog:
     finally:
         catalog.close()
         disk.remove_file(path.with_name(f"{path.name}-lock"))
-    with _opened(disk, path) as descriptor:
+    with disk.opened(path, 0) as descriptor:
         disk.sync(descriptor)
     return CopiedCatalog(record.format_version, plan, path.stat().st_size)
 
@@ -116,7 +115,7 @@ class FilesCopier:
                 self._make_shape(source, target, file.row_count)
             else:
                 size_on_disk = file.layout.shard_bytes if isinstance(file, Tail) else 0
-                with _opened(self._disk, target, size_on_disk) as descriptor:
+                with self._disk.opened(target, size_on_disk) as descriptor:
                     self._copy(source, descriptor, size_bytes)
                     if isinstance(file, Tail):
                         self._complete(descriptor, file, source)
@@ -130,7 +129,7 @@ class FilesCopier:
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            with _opened(self._disk, target) as descriptor:
+            with self._disk.opened(target, 0) as descriptor:
                 self._copy(source, descriptor, size_bytes)
                 self._disk.sync(descriptor)
 
@@ -179,15 +178,6 @@ def check_files(plan: Plan, directory: Path) -> None:
         size_bytes = file.layout.shard_bytes if isinstance(file, Tail) else file.size_bytes
         if not path.is_file() or path.stat().st_size < size_bytes:
             raise _missing(path, size_bytes)
-
-
-@contextmanager
-def _opened(disk: Disk, path: Path, size_bytes: int = 0) -> Iterator[int]:
-    descriptor = disk.open(path, size_bytes)
-    try:
-        yield descriptor
-    finally:
-        disk.close(descriptor)
 
 
 def _missing(path: Path, size_bytes: int) -> Corrupt:

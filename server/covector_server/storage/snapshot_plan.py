@@ -7,6 +7,7 @@ shared by hard link; of a shard or a log file that is still filled, the bytes co
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -71,10 +72,11 @@ PlannedFile = Finished | Growing | Tail | Shape
 
 @dataclass(frozen=True, slots=True)
 class PlannedCollection:
-    """A collection as it was. ``row_count``: row ids given out; deleted rows are counted until they are erased."""
+    """A collection as it was. ``row_id_count``: row ids given out, those of deleted rows included."""
 
     id: int
     name: str
+    row_id_count: int
     row_count: int
 
 
@@ -105,17 +107,22 @@ def plan_of(reader: Reader) -> Plan:
     return plan
 
 
-def _plan_collection(reader: Reader, record: CollectionRecord, plan: Plan) -> None:
-    id_, directory = number(record.id), PurePosixPath("collections", str(record.id))
+def _plan_collection(reader: Reader, collection: CollectionRecord, plan: Plan) -> None:
+    id_, directory = number(collection.id), PurePosixPath("collections", str(collection.id))
     counters = CollectionCounters.decode(reader.get("collection_counters", id_) or b"{}")
-    plan.collections.append(PlannedCollection(record.id, record.name, counters.next_row_id))
+    deleted_count = sum(len(offsets) // 2 for _, offsets in reader.scan("deleted_rows", id_))  # two bytes each
+    row_count = counters.next_row_id - deleted_count
+    plan.collections.append(PlannedCollection(collection.id, collection.name, counters.next_row_id, row_count))
     plan.directories += [directory, directory / "rows"]
     plan.files += _row_log_files(reader, id_, counters, directory / "rows")
     for table, name, suffix in _DERIVED:
-        found = [numbers(key)[1] for key, _ in reader.scan(table, id_)]
+        found = [(numbers(key)[1], json.loads(value)) for key, value in reader.scan(table, id_)]
         plan.directories += [directory / name] if found else []
-        plan.files += [Finished(directory / name / f"{each}.{suffix}", 1) for each in found]
-    dim = Space.from_json(record.space_json).dim
+        plan.files += [
+            Finished(directory / name / f"{file_number:08d}.{suffix}", record.get("size_bytes", 1))
+            for file_number, record in found
+        ]
+    dim = Space.from_json(collection.space_json).dim
     for key, value in reader.scan("checkpoints", id_):
         checkpoint = CheckpointRecord.decode(value)
         checkpoint_counters = CheckpointCounters.decode(reader.get("checkpoint_counters", key) or b"{}")
