@@ -27,6 +27,7 @@ from covector_server.metadata.catalog import number
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.records import CheckpointRecord
 from covector_server.storage.disk import Disk
+from covector_server.storage.key_table import MERGED_RUNS
 from covector_server.storage.restore import restore
 from covector_server.storage.snapshot import Snapshots, read_record
 from covector_server.storage.space import FreeSpace
@@ -502,6 +503,32 @@ def test_a_collection_made_meanwhile_is_held_too(rig: Rig, tmp_path: Path) -> No
     rig.snapshots.create("s")
     with opened(restored(rig, "s", tmp_path / "restored")) as copy:
         assert len(content_of(copy.store, "d")) == 84
+
+
+def test_runs_of_the_key_table_joined_meanwhile_stay_for_the_snapshot(rig: Rig, tmp_path: Path) -> None:
+    writer, collection = TestWriter("a"), rig.store.collection("c")
+    rig.maintenance.stop()
+
+    def flush() -> None:
+        writer.write(rig.committer, 25)
+        rig.committer.call(lambda: rig.store._flush_keys(collection)).result()
+
+    def join() -> None:
+        for _ in range(MERGED_RUNS):
+            flush()
+        change = collection.keys.merge()
+        assert change is not None
+        rig.committer.call(lambda: rig.store.register_keys(collection, change)).result()
+        assert first.exists()
+
+    flush()
+    (first,) = (rig.store.data / "collections/1/keys").iterdir()
+    expected = content_of(rig.store)
+    rig.snapshots._disk = WaitingDisk("snapshot.catalog_copied", join)
+    rig.snapshots.create("s")
+    assert not first.exists()
+    with opened(restored(rig, "s", tmp_path / "restored")) as copy:
+        assert content_of(copy.store) == expected
 
 
 def test_a_collection_made_and_deleted_meanwhile_is_not_in_the_way(rig: Rig) -> None:
