@@ -150,7 +150,7 @@ class Server:
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(
             OperationsServicer(self._operations, limits), server
         )
-        parts = AdminParts(store, self._snapshots, self._operations, self._space, limits)
+        parts = AdminParts(store, self._snapshots, self._operations, self._space, limits, store.damages)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(parts), server)
 
     def _add_port(self, listen: str) -> int:

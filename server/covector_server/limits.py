@@ -27,6 +27,8 @@ class Limits:
     snapshots: int = 1_000
     streams: int = 1_000
     queue_bytes: int = 128 << 20
+    query_streams: int = 1_000
+    query_queue_bytes: int = 2 << 30
     query_bytes: int = 1 << 30
     query_vectors: int = 4_096
     hits: int = 10_000
@@ -36,6 +38,8 @@ class Limits:
     page_size: int = 1_000
     wait_s: float = 60.0
     part_wait_s: float = 30.0
+    mapped_shards: int = 4_096
+    damages: int = 1_000
     operations_kept: int = 1_000  # that have ended, the newest
     requests_kept: int = 100_000  # answers to requests that may be sent again, the newest
     request_age_s: int = 7 * 86_400

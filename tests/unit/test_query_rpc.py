@@ -25,6 +25,7 @@ from covector_server.rpc.convert import space_to_message
 from covector_server.rpc.query import QueryServicer
 from covector_server.rpc.rows import RowsServicer
 from covector_server.rpc.streams import MESSAGE_BYTES, runs
+from covector_server.storage.damage import OnDamage
 from covector_server.storage.view import CollectionView, RowIds, Tile
 from covector_server.testing.memory import MemoryCheckpoint, MemoryCollection, memory_collection
 
@@ -39,6 +40,7 @@ class Served:
     limits: Limits = field(default_factory=Limits)
     open_count: int = 0
     deletes: list[tuple[str, list[int], str]] = field(default_factory=list)
+    queries: QueryServicer = field(init=False)
     closed: threading.Event = field(default_factory=threading.Event)
 
     async def delete(self, collection: str, row_ids: RowIds, request_id: str) -> int:
@@ -71,7 +73,8 @@ class Served:
     async def _channel(self) -> AsyncIterator[grpc.aio.Channel]:
         server = grpc.aio.server()
         with ThreadPoolExecutor(2) as pool:
-            query_pb2_grpc.add_QueryServiceServicer_to_server(QueryServicer(self.open_view, pool, self.limits), server)
+            self.queries = QueryServicer(self.open_view, pool, self.limits)
+            query_pb2_grpc.add_QueryServiceServicer_to_server(self.queries, server)
             rows = RowsServicer(self.open_view, pool, self.limits, self.delete)
             rows_pb2_grpc.add_RowsServiceServicer_to_server(rows, server)
             port = server.add_insecure_port("127.0.0.1:0")
@@ -266,7 +269,9 @@ class EndlessCheckpoint(MemoryCheckpoint):
 
     started: threading.Event = field(default_factory=threading.Event)
 
-    def tiles(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[Tile]:
+    def tiles(
+        self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
+    ) -> Iterator[Tile]:
         while True:
             self.started.set()
             yield self.stored

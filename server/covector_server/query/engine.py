@@ -15,20 +15,24 @@ from covector.types import Stage
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
 from covector_server.query.filter import matching_rows
+from covector_server.query.omission import Omissions, rows_with_keys
 from covector_server.query.planner import plan_question
-from covector_server.query.question import Question, ScoreBlock, TopKAnswer
-from covector_server.query.scan import Mask, blocks_by_arrival, blocks_by_row_id
+from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
+from covector_server.query.scan import Mask, Scan, blocks_by_arrival, blocks_by_row_id
 from covector_server.query.topk import Selection
+from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.view import CollectionView
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreStream:
-    """The scores of all rows, in blocks with ascending row ids; ``blocks`` can be read once."""
+    """The scores of all rows, in blocks with ascending row ids; ``blocks`` can be read once. ``omissions`` is where the
+    reader finds what was left out, None if damage raises Corrupt."""
 
     result_count: int
     scorer: str
     blocks: Iterator[ScoreBlock]
+    omissions: Omissions | None
 
 
 def top_k(
@@ -38,7 +42,7 @@ def top_k(
 
     The stages count rows over all results: a row that is re-scored for two of them counts twice. Raises as
     ``plan_question`` and ``matching_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
-    and Corrupt if a stored chunk is.
+    and Corrupt if a stored chunk is, unless the question says that damaged rows are left out.
     """
     limits = limits or Limits()
     if k < 1:
@@ -46,23 +50,40 @@ def top_k(
     limits.check("hits", k, "too many hits are asked for")
     plan = plan_question(view, question, limits)
     limits.check("result_hits", 2 * k * plan.result_count, "hits of all results together")
-    mask, filter_stage = _filter(view, question, limits, cancelled)
-    selection = Selection(plan, k, view.keys_of)
+    omissions = _omissions(question, limits)
+    mask, filter_stage = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
+    while True:
+        left_out = _omissions(question, limits)
+        scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(left_out))
+        results, stages, all_named = _select(view, scan, k)
+        if all_named or omissions is None:
+            break
+        mask = rows_with_keys(view, mask, omissions, cancelled)  # some of the best cannot be named: once more
+    damages = () if omissions is None or left_out is None else (*omissions.take(), *left_out.take())
+    return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages)
+
+
+def _select(view: CollectionView, scan: Scan, k: int) -> tuple[tuple[Ends, ...], tuple[Stage, Stage], bool]:
+    """Scans and re-scores: the ends of each result, the two stages, and whether every key that was needed could be
+    read."""
+    unnamed: list[Damage] = []
+    note = None if scan.on_damage is None else unnamed.append
+    selection = Selection(scan.plan, k, lambda row_ids: view.keys_of(row_ids, note))
     scan_s = rescore_s = 0.0
     scanned_count = 0
     started = time.perf_counter()
-    for block in blocks_by_arrival(plan, mask, view.row_id_count, cancelled):
+    for block in blocks_by_arrival(scan):
         scanned = time.perf_counter()
-        selection.offer(block, cancelled)
+        selection.offer(block, scan.cancelled)
         scan_s, rescore_s = scan_s + scanned - started, rescore_s + time.perf_counter() - scanned
         scanned_count += len(block.row_ids)
         started = time.perf_counter()
     results = selection.ends()
     rescore_s += time.perf_counter() - started
     hit_count = sum(len(end.keys) for ends in results for end in (ends.proponents, ends.opponents))
-    scan = Stage("scan", scanned_count, selection.rescored_count, scan_s)
-    rescore = Stage("rescore", selection.rescored_count, hit_count, rescore_s)
-    return TopKAnswer(results, (filter_stage, scan, rescore), question.scorer)
+    scanned_stage = Stage("scan", scanned_count, selection.rescored_count, scan_s)
+    rescored_stage = Stage("rescore", selection.rescored_count, hit_count, rescore_s)
+    return results, (scanned_stage, rescored_stage), not unnamed
 
 
 def scores(
@@ -75,12 +96,13 @@ def scores(
     """
     limits = limits or Limits()
     plan = plan_question(view, question, limits)
-    mask, _ = _filter(view, question, limits, cancelled)
+    omissions = _omissions(question, limits)
+    mask, _ = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
+    scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(omissions))
     blocks = (
-        ScoreBlock(block.row_ids, to_float32(plan.reduced(block.approximate)))
-        for block in blocks_by_row_id(plan, mask, view.row_id_count, cancelled)
+        ScoreBlock(block.row_ids, to_float32(plan.reduced(block.approximate))) for block in blocks_by_row_id(scan)
     )
-    return ScoreStream(plan.result_count, question.scorer, blocks)
+    return ScoreStream(plan.result_count, question.scorer, blocks, omissions)
 
 
 def count_rows(
@@ -93,10 +115,18 @@ def count_rows(
 
 
 def _filter(
-    view: CollectionView, question: Question, limits: Limits, cancelled: Cancelled
+    view: CollectionView, question: Question, limits: Limits, cancelled: Cancelled, *, on_damage: OnDamage | None
 ) -> tuple[Mask | None, Stage]:
     check_cancelled(cancelled)
     started = time.perf_counter()
-    mask = None if question.where is None else matching_rows(view, question.where, limits, cancelled)
+    mask = None if question.where is None else matching_rows(view, question.where, limits, cancelled, on_damage)
     row_count = view.row_count if mask is None else int(np.count_nonzero(mask))
     return mask, Stage("filter", view.row_count, row_count, time.perf_counter() - started)
+
+
+def _omissions(question: Question, limits: Limits) -> Omissions | None:
+    return Omissions(limits.damages) if question.damaged == "omit" else None
+
+
+def _sink(omissions: Omissions | None) -> OnDamage | None:
+    return None if omissions is None else omissions.add

@@ -25,6 +25,7 @@ from covector.errors import InvalidInput, NotFound, near_matches
 from covector_server.limits import Limits
 from covector_server.metadata.fields import type_of
 from covector_server.query.cancellation import Cancelled, check_cancelled
+from covector_server.storage.damage import OnDamage
 from covector_server.storage.view import CollectionView
 
 Metadata = Mapping[str, Any]
@@ -55,15 +56,20 @@ def parse_where(text: str) -> dict[str, Any] | None:
 
 
 def matching_rows(
-    view: CollectionView, where: Mapping[str, Any], limits: Limits, cancelled: Cancelled
+    view: CollectionView,
+    where: Mapping[str, Any],
+    limits: Limits,
+    cancelled: Cancelled,
+    on_damage: OnDamage | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Which rows a filter holds for: bool[row_id_count], by row id.
 
     Raises InvalidInput for a malformed filter, NotFound for an unknown field, LimitExceeded for too large a filter.
+    Without ``on_damage`` raises Corrupt for damaged metadata; with it, no filter holds for the rows.
     """
     condition = FilterParser(view.fields, limits).parse(where)
     mask = np.zeros(view.row_id_count, dtype=bool)
-    for first, run in view.metadata():
+    for first, run in view.metadata(on_damage):
         check_cancelled(cancelled)
         mask[first : first + len(run)] = [condition(metadata or {}) for metadata in run]
     mask[view.deleted] = False

@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from covector.attribution.scoring import Float64
 from covector.types import GradientKind, Space, Stage
+from covector_server.storage.damage import Damage
 from covector_server.storage.view import RowIds
 
 Reduce = Literal["mean", "max"]
 Missing = Literal["omit", "zero"]
+Damaged = Literal["fail", "omit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,9 @@ class Question:
     collection. ``groups``: the group of each of the m vectors, 0, 1, 2 ...; a group's vectors are averaged after n(q)
     and the scorer's transform; None makes each its own group. ``reduce``: how groups become one result; None answers
     each. ``missing``: whether a row without a gradient at one of the checkpoints is left out, or that checkpoint adds
-    nothing to it; a row with a gradient at none of them is left out always. ``space`` and ``kind`` are the query's;
-    without a space only the dim is checked.
+    nothing to it; a row with a gradient at none of them is left out always. ``damaged``: whether rows whose stored
+    bytes are damaged fail the question or are left out, as ``query.omission`` says. ``space`` and ``kind`` are the
+    query's; without a space only the dim is checked.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -44,6 +47,7 @@ class Question:
     groups: Sequence[int] | None = None
     reduce: Reduce | None = None
     missing: Missing = "omit"
+    damaged: Damaged = "fail"
     space: Space | None = None
     kind: GradientKind = field(default_factory=GradientKind)
 
@@ -67,11 +71,12 @@ class Ends:
 
 @dataclass(frozen=True, slots=True)
 class TopKAnswer:
-    """The ends of each result and the stages that found them."""
+    """The ends of each result, the stages that found them, and what was left out under ``damaged="omit"``."""
 
     results: tuple[Ends, ...]
     stages: tuple[Stage, ...]
     scorer: str
+    damages: tuple[Damage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

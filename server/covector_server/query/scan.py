@@ -16,6 +16,7 @@ from covector.attribution.scoring import Float64
 from covector_server.query.cancellation import Cancelled, check_cancelled
 from covector_server.query.kernel import BLOCK_DIM, WIDE_BYTES
 from covector_server.query.planner import Plan, Term
+from covector_server.storage.damage import OnDamage
 from covector_server.storage.view import Positions, RowIds, Tile
 
 TILE_BYTES = 32 << 20  # of float16 rows in a tile
@@ -33,7 +34,8 @@ class Block:
     row_ids: RowIds  # [n]
     approximate: Float64
     error: Float64
-    exact: Callable[[Positions, slice], Float64]  # positions in the block, groups -> float64[groups', positions]
+    # Positions in the block, groups -> float64[groups', positions]; NaN for a row that went bad since it was scanned.
+    exact: Callable[[Positions, slice], Float64]
 
 
 def tile_row_count(dim: int, group_count: int) -> int:
@@ -42,31 +44,42 @@ def tile_row_count(dim: int, group_count: int) -> int:
     return max(1, min(by_width, TILE_BYTES // (2 * dim), SCORE_BYTES // (8 * group_count)))
 
 
-def blocks_by_arrival(plan: Plan, mask: Mask | None, row_id_count: int, cancelled: Cancelled) -> Iterator[Block]:
-    """Blocks of the rows in ``mask`` (bool[row_id_count], None for all), in no order that means anything."""
-    if len(plan.terms) > 1:
-        yield from blocks_by_row_id(plan, mask, row_id_count, cancelled)
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What to scan: the rows in ``mask`` (bool[row_id_count], None for all). Without ``on_damage``, reading the blocks
+    raises Corrupt for a damaged chunk; with it, its rows are left out."""
+
+    plan: Plan
+    mask: Mask | None
+    row_id_count: int
+    cancelled: Cancelled
+    on_damage: OnDamage | None = None
+
+
+def blocks_by_arrival(scan: Scan) -> Iterator[Block]:
+    """Blocks in no order that means anything."""
+    if len(scan.plan.terms) > 1:
+        yield from blocks_by_row_id(scan)
         return
-    (term,) = plan.terms
-    for tile in _tiles(plan, term, mask, None, cancelled):
+    (term,) = scan.plan.terms
+    for tile in _tiles(scan, term, None):
         yield _block_of_tile(term, tile)
 
 
-def blocks_by_row_id(plan: Plan, mask: Mask | None, row_id_count: int, cancelled: Cancelled) -> Iterator[Block]:
-    """Blocks of the rows in ``mask``, in order of row id."""
-    width = max(RANGE_ROWS_MIN, RANGE_BYTES // (16 * plan.group_count))
-    for low in range(0, row_id_count, width):
-        block = _block_of_range(plan, mask, (low, min(low + width, row_id_count)), row_id_count, cancelled)
+def blocks_by_row_id(scan: Scan) -> Iterator[Block]:
+    """Blocks in order of row id."""
+    width = max(RANGE_ROWS_MIN, RANGE_BYTES // (16 * scan.plan.group_count))
+    for low in range(0, scan.row_id_count, width):
+        block = _block_of_range(scan, (low, min(low + width, scan.row_id_count)))
         if len(block.row_ids):
             yield block
 
 
-def _tiles(
-    plan: Plan, term: Term, mask: Mask | None, row_id_range: tuple[int, int] | None, cancelled: Cancelled
-) -> Iterator[Tile]:
-    for tile in term.view.tiles(tile_row_count(plan.dim, plan.group_count), row_id_range):
-        check_cancelled(cancelled)
-        chosen = None if mask is None else mask[tile.row_ids]
+def _tiles(scan: Scan, term: Term, row_id_range: tuple[int, int] | None) -> Iterator[Tile]:
+    rows_max = tile_row_count(scan.plan.dim, scan.plan.group_count)
+    for tile in term.view.tiles(rows_max, row_id_range, scan.on_damage):
+        check_cancelled(scan.cancelled)
+        chosen = None if scan.mask is None else scan.mask[tile.row_ids]
         if chosen is None or chosen.all():
             yield tile
         elif chosen.any():
@@ -82,36 +95,61 @@ def _block_of_tile(term: Term, tile: Tile) -> Block:
     return Block(tile.row_ids, approximate, np.outer(term.reaches, row_reaches), exact)
 
 
-def _block_of_range(
-    plan: Plan, mask: Mask | None, row_id_range: tuple[int, int], row_id_count: int, cancelled: Cancelled
-) -> Block:
-    low, high = row_id_range
-    asked = None if (low, high) == (0, row_id_count) else row_id_range
+def _block_of_range(scan: Scan, row_id_range: tuple[int, int]) -> Block:
+    plan, (low, high) = scan.plan, row_id_range
+    asked = None if row_id_range == (0, scan.row_id_count) else row_id_range
     total = np.zeros((plan.group_count, high - low))
     error = np.zeros_like(total)
     seen = np.zeros(high - low, dtype=np.int32)
     for term in plan.terms:
-        for tile in _tiles(plan, term, mask, asked, cancelled):
+        for tile in _tiles(scan, term, asked):
             places = tile.row_ids - low
             approximate, row_reaches = term.approximate(tile)
             total[:, places] += approximate
             error[:, places] += np.outer(term.reaches, row_reaches)
             seen[places] += 1
-    kept = np.flatnonzero(seen >= (1 if plan.missing == "zero" else len(plan.terms)))
+    kept = _complete(scan, seen, low)
     row_ids = kept + low
+    lost = np.zeros(len(row_ids), dtype=bool)  # found damaged since the tiles were read
 
     def exact(positions: Positions, groups: slice) -> Float64:
-        return _exact_sum(plan, row_ids[positions], groups)
+        return _exact_sum(scan, row_ids, positions, groups, lost)
 
     return Block(row_ids, total[:, kept], error[:, kept], exact)
 
 
-def _exact_sum(plan: Plan, row_ids: RowIds, groups: slice) -> Float64:
-    total = np.zeros((groups.stop - groups.start, len(row_ids)))
-    for term in plan.terms:
-        here = np.flatnonzero(term.view.has(row_ids))
-        if len(here):
-            total[:, here] += term.exact(term.view.gather(row_ids[here]), groups)
+def _complete(scan: Scan, seen: npt.NDArray[np.int32], low: int) -> Positions:
+    """Places in a range from ``low`` on of the rows whose sum lacks nothing, given at how many checkpoints each was
+    seen. With damage, a row that was not seen may be there all the same, and then its sum is not known."""
+    term_count = len(scan.plan.terms)
+    if scan.plan.missing == "omit":
+        return np.flatnonzero(seen >= term_count)
+    places = np.flatnonzero(seen)
+    if scan.on_damage is None:
+        return places
+    partial = places[seen[places] < term_count]
+    has = (term.view.has(partial + low, scan.on_damage).astype(np.int32) for term in scan.plan.terms)
+    stored = sum(has, start=np.int32(0))
+    return np.setdiff1d(places, partial[seen[partial] < stored])
+
+
+def _exact_sum(
+    scan: Scan, row_ids: RowIds, positions: Positions, groups: slice, lost: npt.NDArray[np.bool_]
+) -> Float64:
+    """Sums of the rows at some positions, NaN for a row that is damaged, which ``lost`` remembers."""
+    asked = row_ids[positions]
+    total = np.zeros((groups.stop - groups.start, len(asked)))
+    for term in scan.plan.terms:
+        here = np.flatnonzero(term.view.has(asked, scan.on_damage) & ~lost[positions])
+        if not len(here):
+            continue
+        tile = term.view.gather(asked[here], scan.on_damage)
+        if len(tile.row_ids) < len(here):
+            found = np.isin(asked[here], tile.row_ids)
+            lost[positions[here[~found]]] = True
+            here = here[found]
+        total[:, here] += term.exact(tile, groups)
+    total[:, lost[positions]] = np.nan
     return total
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from covector.attribution.scoring import Float64
 from covector_server.query.cancellation import Cancelled, check_cancelled
@@ -23,6 +24,7 @@ SLACK = 1024
 PIECE_ELEMENTS = 1 << 20  # of float64 rows re-scored at once
 
 KeysOf = Callable[[RowIds], list[bytes]]
+_Bounds = tuple[Float64, Float64, npt.NDArray[np.bool_]]  # upper, lower, and who waits to be re-scored
 
 
 class Ranking:
@@ -85,18 +87,29 @@ class Selection:
             thresholds = np.array([ranking.threshold for ranking in rankings])
             for result in np.flatnonzero(upper.max(axis=1, initial=-np.inf) >= thresholds):
                 lower = turn * approximate[result] - error[result]
-                for piece in self._pieces(rankings[result], upper[result], lower):
-                    check_cancelled(cancelled)
-                    self._rescore(block, rankings[result], int(result), turn, piece)
+                waiting = np.ones(len(block.row_ids), dtype=bool)  # not re-scored yet
+                while not self._rescore_all(block, int(result), turn, (upper[result], lower, waiting), cancelled):
+                    pass  # rows that others gave way to were lost: once more, without them
 
     def ends(self) -> tuple[Ends, ...]:
         """The ends of each result."""
         pairs = zip(self._rankings[1.0], self._rankings[-1.0], strict=True)
         return tuple(Ends(_end(proponents, 1.0), _end(opponents, -1.0)) for proponents, opponents in pairs)
 
-    def _pieces(self, ranking: Ranking, upper: Float64, lower: Float64) -> Iterator[Positions]:
+    def _rescore_all(self, block: Block, result: int, turn: float, bounds: _Bounds, cancelled: Cancelled) -> bool:
+        """Re-scores the candidates of a result. False if some of them turned out to be damaged."""
+        ranking, sound = self._rankings[turn][result], True
+        for piece in self._pieces(ranking, *bounds):
+            check_cancelled(cancelled)
+            bounds[2][piece] = False
+            sound &= self._rescore(block, ranking, result, turn, piece)
+        return sound
+
+    def _pieces(
+        self, ranking: Ranking, upper: Float64, lower: Float64, waiting: npt.NDArray[np.bool_]
+    ) -> Iterator[Positions]:
         """Positions of the candidates, the most promising first, as long as they can still enter."""
-        candidates = np.flatnonzero(upper >= ranking.threshold)
+        candidates = np.flatnonzero(waiting & (upper >= ranking.threshold))
         if len(candidates) > self._k:
             sure = np.partition(lower[candidates], -self._k)[-self._k]  # k rows of the block score at least this
             candidates = candidates[upper[candidates] >= sure]
@@ -109,11 +122,14 @@ class Selection:
                 return
             yield piece
 
-    def _rescore(self, block: Block, ranking: Ranking, result: int, turn: float, piece: Positions) -> None:
+    def _rescore(self, block: Block, ranking: Ranking, result: int, turn: float, piece: Positions) -> bool:
+        """Ranks rows by their exact scores. False if some of them are lost."""
         exact = block.exact(piece, self._plan.groups_of(result))
         scores = exact.max(axis=0) if self._plan.reduce_max else exact[0]
-        ranking.add(turn * scores, block.row_ids[piece])
+        found = ~np.isnan(scores)
+        ranking.add(turn * scores[found], block.row_ids[piece[found]])
         self.rescored_count += len(piece)
+        return bool(found.all())
 
 
 def _end(ranking: Ranking, turn: float) -> End:

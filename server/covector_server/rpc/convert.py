@@ -7,7 +7,8 @@ from typing import Any, TypeVar, get_args
 
 from covector.errors import InvalidInput
 from covector.types import Correction, Function, GradientKind, Space, TokenReduction
-from covector.v1 import types_pb2
+from covector.v1 import query_pb2, types_pb2
+from covector_server.storage.damage import Damage
 
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -61,3 +62,10 @@ def space_from_message(message: types_pb2.Space) -> Space:
 def space_to_message(space: Space) -> types_pb2.Space:
     """The message of a space."""
     return types_pb2.Space(json=space.json, fingerprint=space.fingerprint)
+
+
+def damage_to_message(damage: Damage) -> query_pb2.Damage:
+    """The message of damage."""
+    return query_pb2.Damage(
+        checkpoint=damage.checkpoint, path=damage.path, message=damage.message, row_count=damage.row_count
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TypeAlias, TypeVar
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from covector.attribution.scoring import to_float32
 from covector.blocks import column_of, column_to_message
-from covector.errors import InvalidInput
+from covector.errors import InvalidInput, Unavailable
 from covector.types import GradientKind, Stage
 from covector.v1 import query_pb2 as pb
 from covector.v1 import query_pb2_grpc, types_pb2
@@ -21,8 +22,10 @@ from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled
 from covector_server.query.engine import scores, top_k
 from covector_server.query.filter import parse_where
+from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_details, named_scores, told_before
 from covector_server.query.question import (
     CheckpointChoice,
+    Damaged,
     End,
     Ends,
     Missing,
@@ -31,21 +34,24 @@ from covector_server.query.question import (
     ScoreBlock,
     TopKAnswer,
 )
-from covector_server.rpc.convert import kind_from_message, space_from_message
+from covector_server.rpc.admission import QueryAdmission, QueryShare
+from covector_server.rpc.convert import damage_to_message, kind_from_message, space_from_message
 from covector_server.rpc.edge import streaming
 from covector_server.rpc.streams import MESSAGE_BYTES, Context, computed, pulled, runs
+from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.view import CollectionView
 
 OpenView: TypeAlias = Callable[[str], AbstractContextManager[CollectionView]]
 Request: TypeAlias = "pb.QueryRequest | pb.ScoresRequest"
+Message = TypeVar("Message")
 AnyRequest = TypeVar("AnyRequest", pb.QueryRequest, pb.ScoresRequest)
 Shape = tuple[int, int, int]
 Vectors = npt.NDArray[np.float32]
 
-DETAIL_ROWS = 64  # whose text and metadata are read at once
 KEY_ROWS = 32_768  # whose keys are read at once
 _REDUCES: tuple[Reduce | None, ...] = (None, "mean", "max")
 _MISSING: tuple[Missing, ...] = ("omit", "omit", "zero")
+_DAMAGED: tuple[Damaged, ...] = ("fail", "fail", "omit")
 
 
 class QueryServicer(query_pb2_grpc.QueryServiceServicer):
@@ -55,30 +61,59 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
+        self.admission = QueryAdmission(limits)
 
     @streaming
     async def Query(
         self, requests: AsyncIterator[pb.QueryRequest], context: Context
     ) -> AsyncIterator[pb.QueryResponse]:
-        messages = aiter(requests)
-        spec = _spec_message(await anext(messages, None)).spec
-        vectors = await self._receive(spec.query, messages)
-        async for response in pulled(self._pool, lambda cancelled: self._answer(spec, vectors, cancelled)):
-            yield response
+        with self.admission.stream() as share:
+            messages = aiter(requests)
+            spec = _spec_message(await self._next(messages)).spec
+            vectors = await self._receive(spec.query, messages, share)
+            async for response in pulled(self._pool, lambda cancelled: self._answer(spec, vectors, cancelled)):
+                yield response
 
     @streaming
     async def Scores(
         self, requests: AsyncIterator[pb.ScoresRequest], context: Context
     ) -> AsyncIterator[pb.ScoresResponse]:
-        messages = aiter(requests)
-        spec = _spec_message(await anext(messages, None)).spec
-        vectors = await self._receive(spec, messages)
-        async for response in pulled(self._pool, lambda cancelled: self._scores(spec, vectors, cancelled)):
-            yield response
+        with self.admission.stream() as share:
+            messages = aiter(requests)
+            spec = _spec_message(await self._next(messages)).spec
+            vectors = await self._receive(spec, messages, share)
+            async for response in pulled(self._pool, lambda cancelled: self._scores(spec, vectors, cancelled)):
+                yield response
 
-    async def _receive(self, spec: pb.QuerySpec, messages: AsyncIterator[Request]) -> Vectors:
+    async def _receive(self, spec: pb.QuerySpec, messages: AsyncIterator[Request], share: QueryShare) -> Vectors:
+        """The vectors, float32 in the shape that the spec says."""
         shape = await computed(self._pool, lambda _: self._shape_of(spec))
-        return await _receive_vectors(messages, shape)
+        size_bytes = 4 * shape[0] * shape[1] * shape[2]
+        stated = f"{shape[0]} checkpoints x {shape[1]} vectors x dim {shape[2]} are {size_bytes} bytes of float32"
+        data, filled = np.empty(size_bytes, dtype=np.uint8), 0  # no memory before bytes come to fill it
+        while (message := await self._next(messages)) is not None:
+            if message.WhichOneof("message") != "vectors":
+                raise InvalidInput("after the spec of a query come vectors only")
+            part = message.vectors.data
+            if filled + len(part) > size_bytes:
+                raise InvalidInput(f"more vectors came than the spec says: {stated}; check the dim and the counts")
+            share.take(len(part))
+            data[filled : filled + len(part)] = np.frombuffer(part, dtype=np.uint8)
+            filled += len(part)
+        if filled < size_bytes:
+            raise InvalidInput(f"{filled} bytes of vectors came, but {stated}; check the dim and the counts")
+        return data.view("<f4").reshape(shape).astype(np.float32, copy=False)
+
+    async def _next(self, messages: AsyncIterator[Message]) -> Message | None:
+        """The next message, None at the end. Raises Unavailable for a client that stalls: it holds a stream and bytes
+        that others could use."""
+        try:
+            async with asyncio.timeout(self._limits.part_wait_s):
+                return await anext(messages, None)
+        except TimeoutError:
+            raise Unavailable(
+                f"nothing of the query came within part_wait_s={self._limits.part_wait_s} s; send it again"
+            ) from None
 
     def _shape_of(self, spec: pb.QuerySpec) -> Shape:
         """The shape of the vectors that will come. Raises LimitExceeded before any is received."""
@@ -92,9 +127,13 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         question = question_of(spec.query, vectors)
         with self._open_view(spec.query.collection) as view:
             answer = top_k(view, question, spec.k, limits=self._limits, cancelled=cancelled)
-            yield pb.QueryResponse(summary=_summary(answer))
+            damages, on_damage = answer.damages, None
+            if question.damaged == "omit" and not spec.keys_only:
+                details = damaged_details(view, answer, self._limits, cancelled)
+                damages, on_damage = (*damages, *details), told_before(details)
+            yield pb.QueryResponse(summary=_summary(answer, damages))
             for index, ends in enumerate(answer.results):
-                for hits in _hit_messages(view, index, ends, spec.keys_only):
+                for hits in _hit_messages(view, index, ends, spec.keys_only, on_damage):
                     yield pb.QueryResponse(hits=hits)
 
     def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
@@ -103,10 +142,11 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             stream = scores(view, question, limits=self._limits, cancelled=cancelled)
             row_count = 0
             for block in stream.blocks:
-                yield from _score_messages(view, block)
+                yield from _score_messages(view, block, stream.omissions)
                 row_count += len(block.row_ids)
-            if not row_count:  # the client still learns how many results there are
-                yield pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count)
+            damages = _taken(stream.omissions)
+            if damages or not row_count:  # the client still learns how many results there are
+                yield pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count, damages=damages)
 
 
 def question_of(spec: pb.QuerySpec, vectors: Vectors) -> Question:
@@ -119,6 +159,7 @@ def question_of(spec: pb.QuerySpec, vectors: Vectors) -> Question:
         groups=list(spec.groups) or None,
         reduce=_REDUCES[_known(spec.reduce, len(_REDUCES), "reduce")],
         missing=_MISSING[_known(spec.missing, len(_MISSING), "missing")],
+        damaged=_DAMAGED[_known(spec.damaged, len(_DAMAGED), "damaged")],
         space=space_from_message(spec.space) if spec.HasField("space") else None,
         kind=kind_from_message(spec.kind) if spec.HasField("kind") else GradientKind(),
     )
@@ -136,29 +177,13 @@ def _spec_message(message: AnyRequest | None) -> AnyRequest:
     return message
 
 
-async def _receive_vectors(messages: AsyncIterator[Request], shape: Shape) -> Vectors:
-    size_bytes = 4 * shape[0] * shape[1] * shape[2]
-    stated = f"{shape[0]} checkpoints x {shape[1]} vectors x dim {shape[2]} are {size_bytes} bytes of float32"
-    data, filled = bytearray(size_bytes), 0
-    async for message in messages:
-        if message.WhichOneof("message") != "vectors":
-            raise InvalidInput("after the spec of a query come vectors only")
-        part = message.vectors.data
-        if filled + len(part) > size_bytes:
-            raise InvalidInput(f"more vectors came than the spec says: {stated}; check the dim and the counts")
-        data[filled : filled + len(part)] = part
-        filled += len(part)
-    if filled < size_bytes:
-        raise InvalidInput(f"{filled} bytes of vectors came, but {stated}; check the dim and the counts")
-    return np.frombuffer(data, dtype="<f4").reshape(shape).astype(np.float32, copy=False)
-
-
-def _summary(answer: TopKAnswer) -> pb.QuerySummary:
+def _summary(answer: TopKAnswer, damages: Iterable[Damage]) -> pb.QuerySummary:
     return pb.QuerySummary(
         exact=True,
         stages=[_stage(stage) for stage in answer.stages],
         result_count=len(answer.results),
         scorer=answer.scorer,
+        damages=[damage_to_message(damage) for damage in damages],
     )
 
 
@@ -166,11 +191,13 @@ def _stage(stage: Stage) -> pb.Stage:
     return pb.Stage(name=stage.name, rows_in=stage.rows_in, rows_out=stage.rows_out, seconds=stage.seconds)
 
 
-def _hit_messages(view: CollectionView, index: int, ends: Ends, keys_only: bool) -> Iterator[pb.ResultHits]:
+def _hit_messages(
+    view: CollectionView, index: int, ends: Ends, keys_only: bool, on_damage: OnDamage | None
+) -> Iterator[pb.ResultHits]:
     """The hits of a result, in messages of about MESSAGE_BYTES; at least one."""
     message, size_bytes = pb.ResultHits(result_index=index), 0
     for end, field in ((ends.proponents, "proponents"), (ends.opponents, "opponents")):
-        for hit in _hits(view, end, keys_only):
+        for hit in _hits(view, end, keys_only, on_damage):
             if size_bytes >= MESSAGE_BYTES:
                 yield message
                 message, size_bytes = pb.ResultHits(result_index=index), 0
@@ -179,26 +206,34 @@ def _hit_messages(view: CollectionView, index: int, ends: Ends, keys_only: bool)
     yield message
 
 
-def _hits(view: CollectionView, end: End, keys_only: bool) -> Iterator[pb.Hit]:
+def _hits(view: CollectionView, end: End, keys_only: bool, on_damage: OnDamage | None) -> Iterator[pb.Hit]:
     leaving = to_float32(end.scores).tolist()
     if keys_only:
         yield from (pb.Hit(key=key, score=score) for key, score in zip(end.keys, leaving, strict=True))
         return
     for start in range(0, len(end.keys), DETAIL_ROWS):
-        rows = view.details_of(end.row_ids[start : start + DETAIL_ROWS])
-        for row, score in zip(rows, leaving[start : start + DETAIL_ROWS], strict=True):
+        stop = start + DETAIL_ROWS
+        rows = view.details_of(end.row_ids[start:stop], on_damage)
+        for key, row, score in zip(end.keys[start:stop], rows, leaving[start:stop], strict=True):
             metadata_json = "" if row.metadata is None else canonical(row.metadata).decode()
-            yield pb.Hit(key=row.key, score=score, text=row.text, metadata_json=metadata_json)
+            yield pb.Hit(key=key, score=score, text=row.text, metadata_json=metadata_json)
 
 
-def _score_messages(view: CollectionView, block: ScoreBlock) -> Iterator[pb.ScoresResponse]:
+def _score_messages(
+    view: CollectionView, block: ScoreBlock, omissions: Omissions | None
+) -> Iterator[pb.ScoresResponse]:
     result_count = len(block.scores)
     for start in range(0, len(block.row_ids), KEY_ROWS):
-        keys = view.keys_of(block.row_ids[start : start + KEY_ROWS])
+        keys, values = named_scores(view, block, slice(start, start + KEY_ROWS), omissions)
         for run in runs([len(key) + 4 + 4 * result_count for key in keys]):
-            values = block.scores[:, start + run.start : start + run.stop]
-            data = values.astype("<f4", copy=False).tobytes()
-            yield pb.ScoresResponse(keys=_key_column(keys[run]), scores=data, result_count=result_count)
+            data = values[:, run].astype("<f4", copy=False).tobytes()
+            yield pb.ScoresResponse(
+                keys=_key_column(keys[run]), scores=data, result_count=result_count, damages=_taken(omissions)
+            )
+
+
+def _taken(omissions: Omissions | None) -> list[pb.Damage]:
+    return [] if omissions is None else [damage_to_message(damage) for damage in omissions.take()]
 
 
 def _key_column(keys: list[bytes]) -> types_pb2.KeyColumn:

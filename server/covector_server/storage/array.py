@@ -19,22 +19,25 @@ import numpy as np
 from crc32c import crc32c
 
 from covector.errors import Corrupt
+from covector_server.limits import Limits
 from covector_server.storage.contract import ArrayState, Rows
 from covector_server.storage.disk import Disk
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.segment import MappedShard
+from covector_server.storage.shard_cache import ShardCache
 from covector_server.storage.syncs import Syncs
 
 
 class ZarrArray:
     """The array in ``directory``. Writing belongs to one thread; shards may be read by any."""
 
-    def __init__(self, directory: Path, layout: ArrayLayout, disk: Disk) -> None:
+    def __init__(self, directory: Path, layout: ArrayLayout, disk: Disk, shards: ShardCache | None = None) -> None:
         self.directory = directory
         self.layout = layout
         self._disk = disk
         self._descriptors: dict[int, int] = {}  # shard -> open file, of the thread that writes
-        self._mapped: dict[int, MappedShard] = {}
+        self._shards = shards or ShardCache(Limits().mapped_shards)
+        self._asked: dict[int, Path] = {}  # shard -> path, of those that were asked for
         self._published: int | None = None  # the shape in zarr.json, once read
 
     def create(self) -> None:
@@ -100,7 +103,7 @@ class ZarrArray:
     def read(self, start: int, stop: int, row_count: int) -> Rows:
         """Rows [start, stop), which must lie in one chunk, as a view of the mapped file.
 
-        row_count: committed rows; a chunk that they fill is checked on its first touch. Raises Corrupt if it is bad.
+        row_count: committed rows; a chunk that they fill is checked on its first touch. Raises BadRows if it is bad.
         """
         shard, row = divmod(start, self.layout.shard_rows)
         complete_chunks = (row_count - shard * self.layout.shard_rows) // self.layout.chunk_rows
@@ -121,7 +124,9 @@ class ZarrArray:
         for descriptor in self._descriptors.values():
             self._disk.close(descriptor)
         self._descriptors.clear()
-        self._mapped.clear()
+        for path in list(self._asked.values()):
+            self._shards.forget(path)
+        self._asked.clear()
 
     def _document(self) -> dict[str, Any]:
         try:
@@ -130,10 +135,10 @@ class ZarrArray:
             raise Corrupt(f"{self.directory / 'zarr.json'} cannot be read: {error}") from error
 
     def _map(self, shard: int) -> MappedShard:
-        mapped = self._mapped.get(shard)
-        if mapped is None:
-            mapped = self._mapped.setdefault(shard, MappedShard(self._shard_path(shard), self.layout))
-        return mapped
+        path = self._asked.get(shard)
+        if path is None:
+            path = self._asked.setdefault(shard, self._shard_path(shard))
+        return self._shards.shard(path, self.layout, shard)
 
     def _write_piece(self, descriptor: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
         self._disk.write(descriptor, piece, offset_bytes)

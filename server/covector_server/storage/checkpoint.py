@@ -14,7 +14,8 @@ import numpy.typing as npt
 from covector.errors import Corrupt
 from covector.types import GradientKind
 from covector_server.metadata.records import CheckpointCounters, CheckpointRecord
-from covector_server.storage.contract import ArrayState, RowArray, Rows
+from covector_server.storage.contract import ArrayState, BadRows, RowArray, Rows
+from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
 from covector_server.storage.positions import NO_POSITIONS, PositionFinder
 from covector_server.storage.view import Positions, RowIds, Tile
@@ -53,6 +54,7 @@ class StoredCheckpoint:
                     f"{self.directory / name}: the last committed rows do not match their checksum; restore the "
                     "collection from a snapshot",
                     checkpoint=self.record.name,
+                    path=self.directory / name,
                 )
             if array.published_row_count() > counters.row_count:  # a copy may hold more than its catalog says
                 array.set_published(counters.sealed_shard_count * self.record.shard_rows)
@@ -101,9 +103,11 @@ class StoredCheckpoint:
                 if array.published_row_count() > sealed:
                     array.set_published(sealed)
 
-    def view(self) -> StoredCheckpointView:
+    def view(self, damages: DamageReporter) -> StoredCheckpointView:
         """What is committed now."""
-        return StoredCheckpointView(self.record, self.arrays, self.counters.row_count, self.positions, self.dead)
+        return StoredCheckpointView(
+            self.record, self.arrays, self.counters.row_count, self.positions, self.dead, damages
+        )
 
     def close(self) -> None:
         for array in self.arrays.values():
@@ -127,6 +131,7 @@ class StoredCheckpointView:
     position_count: int
     positions: PositionFinder
     dead: Positions
+    damages: DamageReporter
 
     @property
     def name(self) -> str:
@@ -148,39 +153,89 @@ class StoredCheckpointView:
     def row_count(self) -> int:
         return self.position_count - len(self.dead)
 
-    def tiles(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[Tile]:
+    def tiles(
+        self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
+    ) -> Iterator[Tile]:
         """The live rows in order of arrival; see ``view.CheckpointView``."""
-        chunk_rows = self.record.chunk_rows
-        for chunk_start in range(0, self.position_count, chunk_rows):
-            chunk_stop = min(chunk_start + chunk_rows, self.position_count)
-            for start in range(chunk_start, chunk_stop, rows_max):
-                stop = min(start + rows_max, chunk_stop)
-                chosen = self._chosen(start, stop, row_id_range)
-                if chosen is None:
-                    yield self._tile(start, stop)
-                elif chosen.any():
-                    yield _pick(self._tile(start, stop), chosen)
+        start, chunk_rows = 0, self.record.chunk_rows
+        while start < self.position_count:
+            stop = min(start + rows_max, start - start % chunk_rows + chunk_rows, self.position_count)
+            try:
+                tile = self._chosen_tile(start, stop, row_id_range)
+            except BadRows as bad:  # of a column's chunk: the rest of the shard
+                stop = min(bad.stop, self.position_count)
+                self._meet(bad, on_damage, self._live_count(start, stop, row_id_range))
+                tile = None
+            if tile is not None:
+                yield tile
+            start = stop
 
-    def gather(self, row_ids: RowIds) -> Tile:
+    def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
         """The rows with these ids, in this order; see ``view.CheckpointView``."""
-        positions = self._positions_of(row_ids)
+        positions, _ = self._positions_of(row_ids, on_damage)
+        chunk_rows = self.record.chunk_rows
         order = np.argsort(positions, kind="stable")
-        chunk_of = positions[order] // self.record.chunk_rows
-        pieces = []
+        order = order[positions[order] >= 0]  # all, unless the column of ids is damaged
+        chunk_of = positions[order] // chunk_rows
+        pieces, places = [], [NO_POSITIONS]
         for chunk in np.unique(chunk_of):
-            start = int(chunk) * self.record.chunk_rows
-            stop = min(start + self.record.chunk_rows, self.position_count)
-            pieces.append(_pick(self._tile(start, stop), positions[order][chunk_of == chunk] - start))
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
+            here, start = order[chunk_of == chunk], int(chunk) * chunk_rows
+            try:
+                tile = self._tile(start, min(start + chunk_rows, self.position_count))
+            except BadRows as bad:
+                self._meet(bad, on_damage, len(here))
+                continue
+            pieces.append(_pick(tile, positions[here] - start))
+            places.append(here)
+        back = np.argsort(np.concatenate(places), kind="stable")
         return _pick(_join(pieces, self.arrays["gradients"].layout.item_shape[0]), back)
 
-    def has(self, row_ids: RowIds) -> npt.NDArray[np.bool_]:
-        """Which of the rows have a gradient here."""
-        return self._positions_of(row_ids) >= 0
+    def has(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> npt.NDArray[np.bool_]:
+        """Which of the rows have a gradient here; see ``view.CheckpointView``."""
+        positions, unreadable = self._positions_of(row_ids, on_damage)
+        return (positions >= 0) | unreadable
 
-    def _positions_of(self, row_ids: RowIds) -> Positions:
-        return self.positions.find(row_ids, self.position_count, self.dead)
+    def _positions_of(self, row_ids: RowIds, on_damage: OnDamage | None) -> tuple[Positions, bool]:
+        """Positions, -1 for none, and whether some of the column could not be read, and so any of the rows may be
+        there."""
+        bad: list[BadRows] = []
+        found = self.positions.find(row_ids, self.position_count, self.dead, bad.append)
+        for one in bad:
+            self._meet(one, on_damage, 0)
+        return found, bool(bad)
+
+    def _chosen_tile(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> Tile | None:
+        chosen = self._chosen(start, stop, row_id_range)
+        if chosen is None:
+            return self._tile(start, stop)
+        return _pick(self._tile(start, stop), chosen) if chosen.any() else None
+
+    def _meet(self, bad: BadRows, on_damage: OnDamage | None, left_out: int) -> None:
+        """Tells of rows that cannot be read. Raises Corrupt without a sink."""
+        stop = min(bad.stop, self.position_count)
+        row_ids = self._readable_row_ids(bad.start, stop)
+        ids = "" if row_ids is None else f" (row ids {row_ids.min()} to {row_ids.max()})"
+        message = (
+            f"collection {self.damages.collection!r}, checkpoint {self.name!r}, rows at positions {bad.start} to "
+            f"{stop - 1}{ids}: {bad.reason}"
+        )
+        damage = Damage(self.name, str(bad.path), message, self._live_count(bad.start, stop, None))
+        self.damages.meet(damage, on_damage, left_out)
+
+    def _live_count(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> int:
+        """Live rows at positions [start, stop) of one shard, with ids in the range; if none can be read, all of them
+        are in the range that begins at 0."""
+        live = live_mask(self.dead, start, stop)
+        if row_id_range is not None:
+            row_ids, (low, high) = self._readable_row_ids(start, stop), row_id_range
+            live &= low == 0 if row_ids is None else (row_ids >= low) & (row_ids < high)
+        return int(np.count_nonzero(live))
+
+    def _readable_row_ids(self, start: int, stop: int) -> Rows | None:
+        try:
+            return self._column("row_ids", start, stop)
+        except BadRows:
+            return None
 
     def _chosen(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> npt.NDArray[np.bool_] | None:
         live = live_mask(self.dead, start, stop)

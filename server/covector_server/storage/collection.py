@@ -19,7 +19,7 @@ import numpy as np
 from covector.blocks import column_of
 from covector.errors import Corrupt, Unavailable
 from covector.types import Space
-from covector_server.metadata.catalog import Catalog, Reader, number, numbers
+from covector_server.metadata.catalog import Reader, number, numbers
 from covector_server.metadata.records import (
     BlockRecord,
     CheckpointCounters,
@@ -29,14 +29,14 @@ from covector_server.metadata.records import (
 )
 from covector_server.storage.array import ZarrArray
 from covector_server.storage.checkpoint import StoredCheckpoint, StoredCheckpointView
-from covector_server.storage.disk import Disk
+from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.key_hash import hash_keys
 from covector_server.storage.key_table import KeyTable
-from covector_server.storage.layout import Sizes
 from covector_server.storage.positions import is_among
 from covector_server.storage.row_blocks import RowBlocks, Supplements
 from covector_server.storage.row_log import RowLog
 from covector_server.storage.row_reader import RowReader
+from covector_server.storage.shared import Shared
 from covector_server.storage.view import Positions, RowDetails, RowIds
 
 DELETED_RANGE_BITS: Final = 16
@@ -46,22 +46,23 @@ NO_ROWS: RowIds = np.empty(0, dtype=np.int64)
 class StoredCollection:
     """A collection on disk, as committed. What it holds in memory does not grow with its rows."""
 
-    def __init__(self, record: CollectionRecord, directory: Path, catalog: Catalog, disk: Disk, sizes: Sizes) -> None:
+    def __init__(self, record: CollectionRecord, directory: Path, shared: Shared) -> None:
         self.record = record
+        self.damages = DamageReporter(record.name, directory.parents[1], shared.damages)
         self.space = Space.from_json(record.space_json)
         self.directory = directory
-        self.catalog = catalog
+        self.catalog = shared.catalog
         self.counters = CollectionCounters()
         self.fields: dict[str, str] = {}
-        self.log = RowLog(directory / "rows", disk, sizes.log_file_bytes)
-        self.keys = KeyTable(directory / "keys", disk, sizes.recent_keys)
+        self.log = RowLog(directory / "rows", shared.disk, shared.sizes.log_file_bytes)
+        self.keys = KeyTable(directory / "keys", shared.disk, shared.sizes.recent_keys)
         self.supplements = Supplements()
         self.deleted = NO_ROWS  # sorted ids of deleted rows; replaced whole
         self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.fault: Corrupt | Unavailable | None = None  # why it may not be read
         self.read_only: Unavailable | None = None  # why it may not be written
         self.changing = threading.Lock()  # held while the committed state changes, and while a view is taken
-        self._disk = disk
+        self._shared = shared
         self._reader_count = 0
         self._retired = False
         self._counting = threading.Lock()
@@ -77,6 +78,9 @@ class StoredCollection:
             self._load(reader, number(self.record.id))
         except (Corrupt, OSError) as error:
             self.fault = Corrupt(f"collection {self.record.name!r} cannot be opened: {error}")
+            facts = error.facts if isinstance(error, Corrupt) else {}
+            damage = Damage(facts.get("checkpoint", ""), facts.get("path", str(self.directory)), str(error), 0)
+            self.damages.meet(damage, on_damage=lambda _: None)
 
     def _load(self, reader: Reader, id_: bytes) -> None:
         self.counters = CollectionCounters.decode(reader.get("collection_counters", id_) or b"{}")
@@ -96,13 +100,16 @@ class StoredCollection:
             committed = self.supplements.overlapping(low, high, count)
             return committed + [one for one in pending_supplements if one.first <= high and one.last >= low]
 
-        return RowReader(self.log, RowBlocks(self.catalog, self.record.id, pending), supplements)
+        return RowReader(self.log, RowBlocks(self.catalog, self.record.id, pending), supplements, self.damages)
 
     def checkpoint_at(self, record: CheckpointRecord) -> StoredCheckpoint:
         """The checkpoint of a record, on its place on disk; not part of the collection yet."""
         directory = self.directory / str(record.id) / str(record.generation)
         return StoredCheckpoint(
-            record, directory, self.space.dim, lambda path, layout: ZarrArray(path, layout, self._disk)
+            record,
+            directory,
+            self.space.dim,
+            lambda path, layout: ZarrArray(path, layout, self._shared.disk, self._shared.shards),
         )
 
     @contextmanager
@@ -131,9 +138,9 @@ class StoredCollection:
 
     def _view(self) -> StoredCollectionView:
         if self.fault is not None:
-            raise self.fault
+            raise self.fault.with_traceback(None)  # or every reader's frames would stay with it
         with self.changing:
-            checkpoints = {name: checkpoint.view() for name, checkpoint in self.checkpoints.items()}
+            checkpoints = {name: checkpoint.view(self.damages) for name, checkpoint in self.checkpoints.items()}
             return StoredCollectionView(
                 self, self.counters.next_row_id, self.deleted, self.rows(), dict(self.fields), checkpoints
             )
@@ -184,17 +191,17 @@ class StoredCollectionView:
         found = self.collection.keys.find(column, hash_keys(column), self.row_id_count, self.rows.keys_of)
         return np.where(is_among(self.deleted, found), -1, found)
 
-    def keys_of(self, row_ids: RowIds) -> list[bytes]:
+    def keys_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[bytes]:
         """The encoded keys of rows, in this order."""
-        return self.rows.keys_of(row_ids)
+        return self.rows.keys_of(row_ids, on_damage)
 
-    def details_of(self, row_ids: RowIds) -> list[RowDetails]:
+    def details_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[RowDetails]:
         """Key, text and metadata of rows, in this order."""
-        return self.rows.details_of(row_ids)
+        return self.rows.details_of(row_ids, on_damage)
 
-    def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+    def metadata(self, on_damage: OnDamage | None = None) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
         """The metadata of all rows, the deleted included, in order of row id, block by block."""
-        return self.rows.metadata(0, self.row_id_count)
+        return self.rows.metadata(0, self.row_id_count, on_damage)
 
 
 def deleted_rows(reader: Reader, collection_id: int) -> RowIds:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from covector.errors import Corrupt
 from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.syncs import Syncs
 
@@ -19,6 +21,17 @@ class ArrayState:
 
     row_count: int = 0
     checksum: int = 0
+
+
+class BadRows(Corrupt):
+    """Rows [start, stop) of an array cannot be read; ``reason`` says what is wrong with the file at ``path``."""
+
+    def __init__(self, reason: str, path: Path, start: int, stop: int) -> None:
+        super().__init__(f"{path}: rows {start} to {stop - 1}: {reason}; restore the file from a snapshot", path=path)
+        self.reason = reason
+        self.path = path
+        self.start = start
+        self.stop = stop
 
 
 class RowArray(Protocol):
@@ -36,6 +49,11 @@ class RowArray(Protocol):
     def complete_tail(self, state: ArrayState) -> None: ...
     def published_row_count(self) -> int: ...
     def set_published(self, row_count: int) -> None: ...
-    def read(self, start: int, stop: int, row_count: int) -> Rows: ...
+
+    def read(self, start: int, stop: int, row_count: int) -> Rows:
+        """Rows [start, stop), which must lie in one chunk. ``row_count``: committed rows. Raises BadRows for a chunk or
+        a shard that is damaged."""
+        ...
+
     def checksum_of_tail(self, row_count: int) -> int: ...
     def close(self) -> None: ...

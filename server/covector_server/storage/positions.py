@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from covector_server.storage.contract import RowArray
+from covector_server.storage.contract import BadRows, RowArray
 from covector_server.storage.view import Positions, RowIds
 
 ORDERS_BYTES = 32 << 20  # of the orders of unsorted shards that are kept, for each checkpoint
@@ -46,8 +47,13 @@ class PositionFinder:
         self._kept_bytes = 0
         self._keeping = threading.Lock()
 
-    def find(self, row_ids: RowIds, row_count: int, dead: Positions) -> Positions:
-        """int64[rows]: the position of each row among the first ``row_count``, -1 for none. ``dead``: sorted."""
+    def find(
+        self, row_ids: RowIds, row_count: int, dead: Positions, on_bad: Callable[[BadRows], None] | None = None
+    ) -> Positions:
+        """int64[rows]: the position of each row among the first ``row_count``, -1 for none. ``dead``: sorted.
+
+        A damaged shard of the column is told to ``on_bad``, and rows in it are not found; BadRows is raised without.
+        """
         found = np.full(len(row_ids), -1, dtype=np.int64)
         if not len(row_ids):
             return found
@@ -55,9 +61,14 @@ class PositionFinder:
         shard_rows = self._row_ids.layout.shard_rows
         for start in range(0, row_count, shard_rows):
             count = min(shard_rows, row_count - start)
-            shard = self._shard(start // shard_rows, count, row_count)
-            if shard.low <= high and shard.high >= low:
-                self._find_in(shard, start, row_ids, row_count, found)
+            try:
+                shard = self._shard(start // shard_rows, count, row_count)
+                if shard.low <= high and shard.high >= low:
+                    self._find_in(shard, start, row_ids, row_count, found)
+            except BadRows as bad:
+                if on_bad is None:
+                    raise
+                on_bad(bad)
         return np.where(is_among(dead, found), -1, found)
 
     def forget(self) -> None:

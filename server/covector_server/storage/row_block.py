@@ -111,6 +111,16 @@ class Block:
         """Canonical JSON; None where no row has metadata."""
         return self._column("metadata")
 
+    def readable(self, sections: Sequence[str], bad: dict[str, str]) -> Block:
+        """The block itself, if these sections match their checksums; else one in which those that do not are empty, and
+        ``bad`` says by name what is wrong with each."""
+        for name in sections:
+            try:
+                getattr(self, name)
+            except Corrupt as error:
+                bad[name] = error.message
+        return _Damaged(self._data, bad) if bad else self
+
     def holds(self, texts: Section, metadata: Section) -> bool:
         """Whether its texts and metadata are, to the byte, these sections. False may also mean that they were packed
         in another way."""
@@ -140,6 +150,33 @@ class Block:
 
     def _entry(self, index: int) -> tuple[int, int, int, int]:
         return _SECTION.unpack_from(self._data, _HEADER.size + index * _SECTION.size)
+
+
+def unreadable(first: int, row_count: int, reason: str) -> Block:
+    """Stands for a block of which nothing can be read."""
+    return _Damaged(new_block(first, row_count, _EMPTY, _EMPTY, _EMPTY), dict.fromkeys(_SECTIONS, reason))
+
+
+class _Damaged(Block):
+    """A block some of whose sections are damaged: they are empty, as if no row had a value."""
+
+    def __init__(self, data: bytes, reasons: dict[str, str]) -> None:
+        super().__init__(data)
+        self._reasons = reasons
+
+    def readable(self, sections: Sequence[str], bad: dict[str, str]) -> Block:
+        bad.update({name: self._reasons[name] for name in sections if name in self._reasons})
+        return self
+
+    def check(self) -> None:
+        raise Corrupt("; ".join(self._reasons.values()))
+
+    @cached_property
+    def row_ids(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.first, self.last + 1) if "row_ids" in self._reasons else super().row_ids
+
+    def _section(self, name: str) -> bytes:
+        return b"" if name in self._reasons else super()._section(name)
 
 
 def _joined(kind: int, first: int, last: int, row_count: int, sections: Sequence[Section]) -> bytes:

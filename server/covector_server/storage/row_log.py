@@ -12,8 +12,9 @@ from pathlib import Path
 
 from covector.errors import Corrupt
 from covector_server.metadata.records import BlockRecord
+from covector_server.storage.damage import check_shortage
 from covector_server.storage.disk import Disk
-from covector_server.storage.row_block import NEW, SUPPLEMENT, Block
+from covector_server.storage.row_block import NEW, SUPPLEMENT, Block, unreadable
 from covector_server.storage.syncs import Syncs
 
 CACHED_BYTES = 32 << 20
@@ -52,7 +53,7 @@ class RowLog:
         syncs.add_file(descriptor)
 
     def read(self, record: BlockRecord) -> Block:
-        """The block at a place. Raises Corrupt naming file and rows if its header is damaged."""
+        """The block at a place. One that is damaged says so when its sections are read: it is not cached."""
         place = (record.file, record.offset_bytes)
         with self._caching:
             if place in self._cache:
@@ -60,11 +61,11 @@ class RowLog:
                 return self._cache[place]
         try:
             block = Block(self._read_bytes(record))
-        except (Corrupt, OSError) as error:
-            raise Corrupt(
-                f"{self.path(record.file)} at {record.offset_bytes}: keys, texts and metadata of rows with ids "
-                f"{record.first} to {record.last} are damaged ({error}); restore the file from a snapshot"
-            ) from error
+        except OSError as error:
+            check_shortage(error, self.path(record.file))
+            return unreadable(record.first, record.row_count, f"the file cannot be read ({error})")
+        except Corrupt as error:
+            return unreadable(record.first, record.row_count, error.message)
         self._remember(place, block)
         return block
 

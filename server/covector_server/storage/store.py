@@ -19,11 +19,14 @@ from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.records import FORMAT_VERSION, CollectionRecord, StoreRecord
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
+from covector_server.storage.damage import DamageLog
 from covector_server.storage.disk import Disk
 from covector_server.storage.key_table import Change as KeyChange
 from covector_server.storage.layout import Sizes, rows_for
 from covector_server.storage.pins import Pins
 from covector_server.storage.requests import answered, forget_old, remember
+from covector_server.storage.shard_cache import ShardCache
+from covector_server.storage.shared import Shared
 
 SNAPSHOT_FILE = "snapshot.json"  # in a directory that is a snapshot of a store
 _STORE_KEY = b"store"
@@ -38,12 +41,14 @@ class Store:
         self, data: Path, sizes: Sizes | None = None, disk: Disk | None = None, limits: Limits | None = None
     ) -> None:
         self.data = data
-        self._limits = limits or Limits()
+        self._limits = limits = limits or Limits()
         self._remembered_count = 0
         self.sizes = sizes or Sizes()
         self.disk = disk or Disk()
         self.pins = Pins()
         _refuse_snapshot(data)
+        self.damages = DamageLog(limits.damages)
+        self.shards = ShardCache(limits.mapped_shards)
         self.disk.make_directories(data / "collections")
         self._lock = _lock(data / "lock")
         self.catalog: Catalog = LmdbCatalog(data / "catalog.lmdb")
@@ -201,7 +206,8 @@ class Store:
 
     def _at(self, record: CollectionRecord) -> StoredCollection:
         directory = self.data / "collections" / str(record.id)
-        return StoredCollection(record, directory, self.catalog, self.disk, self.sizes)
+        shared = Shared(self.catalog, self.disk, self.sizes, self.shards, self.damages)
+        return StoredCollection(record, directory, shared)
 
     def _open_record(self) -> StoreRecord:
         with self.catalog.read() as reader:

@@ -3,6 +3,10 @@
 A view is taken in one short catalog transaction and never changes afterwards, however much is ingested meanwhile.
 The planner, the jobs and the row reads know storage through these contracts only; ``storage.collection`` implements
 them on mapped shards, ``testing.memory`` on arrays.
+
+Stored bytes may be damaged. What reads them takes ``on_damage``. Without it damage raises Corrupt, naming the file, the
+collection, the checkpoint and the rows. With it the rows are left out, and the sink is told of the file, what is wrong,
+and how many live rows went. The same damage may be told several times: the row counts add up.
 """
 
 from __future__ import annotations
@@ -15,9 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from covector.types import GradientKind, Space
+from covector_server.storage.damage import OnDamage
 
 Positions = npt.NDArray[np.int64]
 RowIds = npt.NDArray[np.int64]
+
+NO_KEY = b""  # in place of an encoded key that cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +54,18 @@ class CheckpointView(Protocol):
         """Live rows."""
         ...
 
-    def tiles(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[Tile]:
+    def tiles(
+        self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
+    ) -> Iterator[Tile]:
         """The live rows in order of arrival, at most ``rows_max`` a tile; with a range, only rows whose id lies in
-        [low, high). Raises Corrupt for a chunk that does not match its checksum."""
+        [low, high). Damaged rows whose very ids cannot be read count in the range that begins at 0."""
         ...
 
-    def gather(self, row_ids: RowIds) -> Tile:
-        """The rows with these ids, in this order. Every id must be present."""
+    def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
+        """The rows with these ids, in this order. Every id must be present; damaged rows are missing from the tile."""
         ...
 
-    def has(self, row_ids: RowIds) -> npt.NDArray[np.bool_]:
+    def has(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> npt.NDArray[np.bool_]:
         """Which of the rows have a gradient here."""
         ...
 
@@ -65,7 +74,7 @@ class CheckpointView(Protocol):
 class RowDetails:
     """What is known of a row besides its gradients."""
 
-    key: bytes  # encoded, see covector.blocks
+    key: bytes  # encoded, see covector.blocks; NO_KEY if damaged
     text: str | None
     metadata: dict[str, Any] | None
 
@@ -107,14 +116,15 @@ class CollectionView(Protocol):
         """The ids of encoded keys, -1 for an unknown one."""
         ...
 
-    def keys_of(self, row_ids: RowIds) -> list[bytes]:
-        """The encoded keys of rows, in this order."""
+    def keys_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[bytes]:
+        """The encoded keys of rows, in this order; NO_KEY for one that is damaged."""
         ...
 
-    def details_of(self, row_ids: RowIds) -> list[RowDetails]:
-        """Key, text and metadata of rows, in this order."""
+    def details_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[RowDetails]:
+        """Key, text and metadata of rows, in this order; of a damaged row, what can be read."""
         ...
 
-    def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows, the deleted included, by row id: (first row id, one entry a row) runs."""
+    def metadata(self, on_damage: OnDamage | None = None) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+        """The metadata of all rows, the deleted included, by row id: (first row id, one entry a row) runs. Rows whose
+        metadata is damaged are in no run."""
         ...

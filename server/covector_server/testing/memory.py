@@ -1,10 +1,15 @@
-"""Collections in memory: ``storage.view`` on arrays, for tests of whatever reads a view."""
+"""Collections in memory: ``storage.view`` on arrays, for tests of whatever reads a view.
+
+Damage is put in on purpose: a checkpoint's ``damaged`` rows, a collection's ``damaged_keys`` and so on, by row id.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +18,18 @@ import numpy.typing as npt
 from covector.blocks import encode_key, scale_rows
 from covector.types import GradientKind, Key, Space
 from covector_server.metadata.fields import new_fields
-from covector_server.storage.view import RowDetails, RowIds, Tile
+from covector_server.storage.damage import Damage, DamageLog, DamageReporter, OnDamage
+from covector_server.storage.view import NO_KEY, RowDetails, RowIds, Tile
 
 NO_ETA: Mapping[str, float] = {}
+NO_ROWS: frozenset[int] = frozenset()
+REPORTER = DamageReporter("c", Path("/"), DamageLog(1000))
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryCheckpoint:
-    """``view.CheckpointView`` on one tile. No tile that it gives has more than ``chunk_rows`` rows."""
+    """``view.CheckpointView`` on one tile. No tile that it gives has more than ``chunk_rows`` rows. ``damaged``: ids of
+    rows that cannot be read; ``late_damaged``: of rows that ``tiles`` can read and ``gather`` cannot."""
 
     name: str
     stored: Tile
@@ -28,35 +37,48 @@ class MemoryCheckpoint:
     weights_digest: str | None = None
     kind: GradientKind = field(default_factory=GradientKind)
     chunk_rows: int = 1 << 30
+    damaged: frozenset[int] = NO_ROWS
+    late_damaged: frozenset[int] = NO_ROWS
 
     @property
     def row_count(self) -> int:
         return len(self.stored.row_ids)
 
-    def tiles(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[Tile]:
+    def tiles(
+        self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
+    ) -> Iterator[Tile]:
         """The rows in order of arrival; see ``view.CheckpointView``."""
         step = min(rows_max, self.chunk_rows)
         for start in range(0, self.row_count, step):
-            tile = _pick(self.stored, slice(start, start + step))
+            places = np.arange(start, min(start + step, self.row_count))
             if row_id_range is not None:
-                low, high = row_id_range
-                tile = _pick(tile, np.flatnonzero((tile.row_ids >= low) & (tile.row_ids < high)))
-            if len(tile.row_ids):
-                yield tile
+                row_ids = self.stored.row_ids[places]
+                places = places[(row_ids >= row_id_range[0]) & (row_ids < row_id_range[1])]
+            sound = self._sound(places, self.damaged, on_damage)
+            if len(sound):
+                yield _pick(self.stored, slice(start, start + step) if len(sound) == step else sound)
 
-    def gather(self, row_ids: RowIds) -> Tile:
+    def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
         """The rows with these ids, in this order."""
         place_of = {row_id: place for place, row_id in enumerate(self.stored.row_ids.tolist())}
-        return _pick(self.stored, np.array([place_of[row_id] for row_id in row_ids.tolist()], dtype=np.int64))
+        places = np.array([place_of[row_id] for row_id in row_ids.tolist()], dtype=np.int64)
+        return _pick(self.stored, self._sound(places, self.damaged | self.late_damaged, on_damage))
 
-    def has(self, row_ids: RowIds) -> npt.NDArray[np.bool_]:
+    def _sound(self, places: RowIds, damaged: frozenset[int], on_damage: OnDamage | None) -> RowIds:
+        bad = np.isin(self.stored.row_ids[places], list(damaged))
+        if bad.any():
+            REPORTER.meet(Damage(self.name, f"memory/{self.name}", "damaged on purpose", int(bad.sum())), on_damage)
+        return places[~bad]
+
+    def has(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> npt.NDArray[np.bool_]:
         """Which of the rows have a gradient here."""
         return np.isin(row_ids, self.stored.row_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryCollection:
-    """``view.CollectionView`` on a list of rows: a row's id is its place."""
+    """``view.CollectionView`` on a list of rows: a row's id is its place. ``damaged_keys``, ``damaged_texts``,
+    ``damaged_metadata``: ids of rows of which these cannot be read."""
 
     name: str
     space: Space
@@ -64,6 +86,9 @@ class MemoryCollection:
     fields: Mapping[str, str]
     checkpoints: Mapping[str, MemoryCheckpoint]
     run_rows: int = 1000  # of metadata at once
+    damaged_keys: frozenset[int] = NO_ROWS
+    damaged_texts: frozenset[int] = NO_ROWS
+    damaged_metadata: frozenset[int] = NO_ROWS
 
     @property
     def row_id_count(self) -> int:
@@ -82,18 +107,41 @@ class MemoryCollection:
         place_of = {row.key: place for place, row in enumerate(self.rows)}
         return np.array([place_of.get(key, -1) for key in keys], dtype=np.int64)
 
-    def keys_of(self, row_ids: RowIds) -> list[bytes]:
+    def keys_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[bytes]:
         """The encoded keys of rows, in this order."""
-        return [self.rows[row_id].key for row_id in row_ids.tolist()]
+        self._meet(set(row_ids.tolist()) & self.damaged_keys, "keys", on_damage)
+        return [NO_KEY if row_id in self.damaged_keys else self.rows[row_id].key for row_id in row_ids.tolist()]
 
-    def details_of(self, row_ids: RowIds) -> list[RowDetails]:
+    def details_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[RowDetails]:
         """Key, text and metadata of rows, in this order."""
-        return [self.rows[row_id] for row_id in row_ids.tolist()]
+        damaged = self.damaged_keys | self.damaged_texts | self.damaged_metadata
+        self._meet(set(row_ids.tolist()) & damaged, "details", on_damage)
+        return [self._readable(row_id) for row_id in row_ids.tolist()]
 
-    def metadata(self) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
-        """The metadata of all rows, in runs of ``run_rows``."""
+    def metadata(self, on_damage: OnDamage | None = None) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+        """The metadata of all rows, in runs of ``run_rows``, cut where damaged ones lie."""
         for first in range(0, len(self.rows), self.run_rows):
-            yield first, [row.metadata for row in self.rows[first : first + self.run_rows]]
+            row_ids = range(first, min(first + self.run_rows, len(self.rows)))
+            self._meet(self.damaged_metadata.intersection(row_ids), "metadata", on_damage)
+            if self.damaged_metadata.isdisjoint(row_ids):
+                yield first, [self.rows[row_id].metadata for row_id in row_ids]
+            else:
+                yield from (
+                    (row_id, [self.rows[row_id].metadata]) for row_id in row_ids if row_id not in self.damaged_metadata
+                )
+
+    def _readable(self, row_id: int) -> RowDetails:
+        row = self.rows[row_id]
+        return replace(
+            row,
+            key=NO_KEY if row_id in self.damaged_keys else row.key,
+            text=None if row_id in self.damaged_texts else row.text,
+            metadata=None if row_id in self.damaged_metadata else row.metadata,
+        )
+
+    def _meet(self, row_ids: AbstractSet[int], what: str, on_damage: OnDamage | None) -> None:
+        if row_ids:
+            REPORTER.meet(Damage("", "memory/rows", f"{what} damaged on purpose", len(row_ids)), on_damage)
 
 
 def memory_collection(

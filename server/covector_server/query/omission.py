@@ -1,0 +1,94 @@
+"""What an answer leaves out because it is damaged: added up by place, so that it can say so.
+
+An answer with ``damaged="omit"`` is exact over the rows that can be read. A row counts as readable only if all that the
+score needs is: a chunk that is bad at one of several checkpoints takes the row out of the sum altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from covector.errors import Corrupt
+from covector_server.limits import Limits
+from covector_server.query.cancellation import Cancelled, check_cancelled
+from covector_server.query.question import ScoreBlock, TopKAnswer
+from covector_server.query.scan import Mask
+from covector_server.storage.damage import Damage, OnDamage
+from covector_server.storage.view import NO_KEY, CollectionView
+
+ROWS_AT_ONCE = 32_768  # whose keys are read at once
+OTHERS = ""  # the path of what stands for the places that did not fit
+DETAIL_ROWS = 64  # whose texts and metadata are read at once
+
+
+class Omissions:
+    """The rows left out, by checkpoint, file and message; past ``damages_max`` places, the rest in one. ``add`` is a
+    sink for ``storage.view``."""
+
+    def __init__(self, damages_max: int) -> None:
+        self._damages_max = damages_max
+        self._row_counts: dict[tuple[str, str, str], int] = {}
+
+    def add(self, damage: Damage) -> None:
+        """Counts rows left out. Damage that took none is not told: it took its rows elsewhere."""
+        place = (damage.checkpoint, damage.path, damage.message)
+        if place not in self._row_counts and len(self._row_counts) >= self._damages_max:
+            place = ("", OTHERS, f"more than damages={self._damages_max} places are damaged; these are the others")
+        if damage.row_count:
+            self._row_counts[place] = self._row_counts.get(place, 0) + damage.row_count
+
+    def take(self) -> tuple[Damage, ...]:
+        """What was left out since this was last asked."""
+        taken, self._row_counts = self._row_counts, {}
+        return tuple(Damage(*place, row_count) for place, row_count in taken.items())
+
+
+def rows_with_keys(view: CollectionView, mask: Mask | None, omissions: Omissions, cancelled: Cancelled) -> Mask:
+    """The rows of ``mask`` whose keys can be read: bool[row_id_count]. The others are counted."""
+    row_ids = np.arange(view.row_id_count) if mask is None else np.flatnonzero(mask)
+    named = np.zeros(view.row_id_count, dtype=bool)
+    for start in range(0, len(row_ids), ROWS_AT_ONCE):
+        check_cancelled(cancelled)
+        run = row_ids[start : start + ROWS_AT_ONCE]
+        named[run] = [key != NO_KEY for key in view.keys_of(run, omissions.add)]
+    return named
+
+
+def damaged_details(
+    view: CollectionView, answer: TopKAnswer, limits: Limits, cancelled: Cancelled
+) -> tuple[Damage, ...]:
+    """The damage to texts and metadata of the hits, which leave without them; known before the first hit leaves."""
+    omissions = Omissions(limits.damages)
+    ends = [end.row_ids for both in answer.results for end in (both.proponents, both.opponents)]
+    row_ids = np.unique(np.concatenate(ends))
+    for start in range(0, len(row_ids), DETAIL_ROWS):
+        check_cancelled(cancelled)
+        view.details_of(row_ids[start : start + DETAIL_ROWS], omissions.add)
+    return omissions.take()
+
+
+def told_before(damages: Sequence[Damage]) -> OnDamage:
+    """A sink that lets damage pass if the answer has told of it, and raises Corrupt if not: it is too late to tell."""
+    told = {(damage.path, damage.message) for damage in damages}
+    told_of_others = any(damage.path == OTHERS for damage in damages)
+
+    def on_damage(damage: Damage) -> None:
+        if not told_of_others and (damage.path, damage.message) not in told:
+            raise Corrupt(f"{damage.path}: {damage.message}; this was found while the answer was sent, ask again")
+
+    return on_damage
+
+
+def named_scores(
+    view: CollectionView, block: ScoreBlock, places: slice, omissions: Omissions | None
+) -> tuple[list[bytes], npt.NDArray[np.float32]]:
+    """Keys and scores float32[results, n] of some rows of a block, those left out whose keys cannot be read."""
+    keys = view.keys_of(block.row_ids[places], None if omissions is None else omissions.add)
+    values = block.scores[:, places]
+    if NO_KEY not in keys:
+        return keys, values
+    named = [place for place, key in enumerate(keys) if key != NO_KEY]
+    return [keys[place] for place in named], values[:, named]

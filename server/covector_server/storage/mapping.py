@@ -1,0 +1,44 @@
+"""A file mapped into memory without holding it open.
+
+Python's own ``mmap`` keeps a descriptor for each map (until 3.13's ``trackfd=False``), and a store has more shards than
+a process may have files open. So this calls the system's ``mmap`` itself. The bytes stay mapped for as long as anything
+refers to them, numpy views included, and are unmapped after the last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from pathlib import Path
+
+_library = ctypes.CDLL(None, use_errno=True)
+_mmap = _library.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_munmap = _library.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def map_file(path: Path, size_bytes: int) -> memoryview:
+    """The first bytes of a file, read-only, following what is written to it. ``size_bytes`` is above 0.
+
+    Raises OSError if the file cannot be opened or mapped, EOFError if it is shorter. Cutting the file short while it
+    is mapped ends the process: nobody may.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_size < size_bytes:
+            raise EOFError(f"{path} is shorter than {size_bytes} bytes")
+        address = _mmap(None, size_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if address is None or address == _FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)
+    mapped = (ctypes.c_ubyte * size_bytes).from_address(address)
+    unmapping = weakref.finalize(mapped, _munmap, address, size_bytes)
+    unmapping.atexit = False  # threads may still read when the interpreter ends
+    return memoryview(mapped).toreadonly()
