@@ -14,6 +14,8 @@ from grpc_reflection.v1alpha import reflection
 
 from covector.errors import Unavailable
 from covector.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
     collections_pb2,
     collections_pb2_grpc,
     ingest_pb2,
@@ -31,12 +33,15 @@ from covector_server.jobs.maintenance import Maintenance
 from covector_server.jobs.operations import Operations
 from covector_server.jobs.postings import PostingsIndexer
 from covector_server.limits import Limits
+from covector_server.rpc.admin import AdminParts, AdminServicer
 from covector_server.rpc.authentication import ApiKeyInterceptor
 from covector_server.rpc.collections import CollectionsServicer
 from covector_server.rpc.ingest import IngestServicer
 from covector_server.rpc.operations import OperationsServicer
 from covector_server.rpc.query import QueryServicer
 from covector_server.rpc.rows import RowsServicer
+from covector_server.storage.snapshot import Snapshots
+from covector_server.storage.space import FreeSpace
 from covector_server.storage.store import Store
 from covector_server.storage.view import CollectionView, RowIds
 
@@ -51,6 +56,7 @@ SERVICES = tuple(
         (query_pb2, "QueryService"),
         (rows_pb2, "RowsService"),
         (operations_pb2, "OperationsService"),
+        (admin_pb2, "AdminService"),
     )
 )
 
@@ -71,9 +77,11 @@ class Server:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._store = Store(config.data, config.sizes, limits=config.limits)
+        self._space = FreeSpace(config.data, config.disk_low_water_bytes)
+        self._snapshots = Snapshots(self._store, self._space)
         self._maintenance = Maintenance(self._store)
-        self._committer = Committer(self._store, config.limits, self._maintenance.seal)
-        self._operations = Operations(self._store, self._committer)
+        self._committer = Committer(self._store, config.limits, self._maintenance.seal, self._space.check)
+        self._operations = Operations(self._store, self._committer, limits=config.limits)
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
         self._ingest = ThreadPoolExecutor(config.ingest_threads, thread_name_prefix="ingest")
         self._writers = IngestServicer(self._store, self._committer, self._ingest, config.limits)
@@ -144,6 +152,8 @@ class Server:
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(
             OperationsServicer(self._operations, limits), server
         )
+        parts = AdminParts(store, self._snapshots, self._operations, self._space, limits, store.damages)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(parts), server)
 
     def _add_port(self, listen: str) -> int:
         if self._config.tls is None:

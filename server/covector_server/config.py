@@ -25,6 +25,7 @@ class Config:
     sizes: Sizes = field(default_factory=Sizes)
     query_threads: int = 2
     ingest_threads: int = 2
+    disk_low_water_bytes: int = 256 << 20  # kept free on the disk; 0 for none
     stop_grace_s: float = 10.0
     verbose: bool = False
 
@@ -46,8 +47,15 @@ def parse(arguments: list[str] | None = None) -> Config:
         tls=None if given.tls_cert is None else (given.tls_cert, given.tls_key),
         sizes=Sizes(shard_bytes=given.shard_mib << 20),
         query_threads=given.query_threads,
+        disk_low_water_bytes=_not_negative("--disk-low-water-mib", given.disk_low_water_mib) << 20,
         verbose=given.verbose,
     )
+
+
+def _not_negative(option: str, value: int) -> int:
+    if value < 0:
+        raise InvalidInput(f"{option} {value}: give 0 or more")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,5 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM private key")
     parser.add_argument("--shard-mib", type=int, default=256, metavar="MIB", help="size of new shards (default 256)")
     parser.add_argument("--query-threads", type=int, default=2, metavar="N", help="queries at once (default 2)")
+    parser.add_argument(
+        "--disk-low-water-mib", type=int, default=256, metavar="MIB", help="refuse rows when less is free (default 256)"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what the server does")
     return parser

@@ -24,6 +24,7 @@ class Limits:
     field_name_bytes: int = 256
     collections: int = 10_000
     checkpoints: int = 1_000
+    snapshots: int = 1_000
     streams: int = 1_000
     queue_bytes: int = 128 << 20
     query_streams: int = 1_000
@@ -41,6 +42,9 @@ class Limits:
     part_wait_s: float = 30.0
     mapped_shards: int = 4_096
     damages: int = 1_000
+    operations_kept: int = 1_000  # that have ended, the newest
+    requests_kept: int = 100_000  # answers to requests that may be sent again, the newest
+    request_age_s: int = 7 * 86_400
 
     def check(self, name: str, value: int, what: str) -> None:
         """Raises LimitExceeded if ``value`` is past the limit called ``name``; ``what`` opens the message."""

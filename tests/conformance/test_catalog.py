@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from covector.errors import Corrupt
+from covector.errors import Corrupt, Unavailable
 from covector_server.metadata.catalog import Catalog, number, numbers, open_value, seal_value
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.memory_catalog import MemoryCatalog
@@ -74,6 +74,40 @@ def test_scan_goes_in_order_of_keys_below_a_prefix(catalog: Catalog) -> None:
         assert [numbers(key)[1] for key, _ in reader.scan("row_blocks", number(2))] == [5, 300, 1 << 40]
         assert len(list(reader.scan("row_blocks"))) == len(keys)
         assert not list(reader.scan("row_blocks", number(4)))
+
+
+def test_a_copy_is_one_committed_state_and_stands_alone(catalog: Catalog, tmp_path: Path) -> None:
+    with catalog.write() as writer:
+        writer.put("names", b"a", b"1")
+        writer.put("collections", number(1), b"x" * 5000)
+    with catalog.write() as writer:
+        writer.put("names", b"never committed", b"1")
+        writer.delete("names", b"a")
+        if isinstance(catalog, LmdbCatalog):  # a commit under way holds nobody up
+            catalog.copy_to(tmp_path / "while writing.copy")
+    with catalog.write() as writer:
+        writer.put("names", b"a", b"1")
+        writer.delete("names", b"never committed")
+    catalog.copy_to(tmp_path / "later.copy")
+    with catalog.write() as writer:
+        writer.put("names", b"a", b"2")
+    for path in tmp_path.glob("*.copy"):
+        copy = LmdbCatalog(path)
+        with copy.read() as reader:
+            assert list(reader.scan("names")) == [(b"a", b"1")]
+            assert list(reader.scan("collections")) == [(number(1), b"x" * 5000)]
+        with copy.write() as writer:
+            writer.put("names", b"a", b"3")
+        copy.close()
+    with catalog.read() as reader:
+        assert reader.get("names", b"a") == b"2"
+
+
+def test_a_copy_that_cannot_be_made(tmp_path: Path) -> None:
+    catalog = LmdbCatalog(tmp_path / "catalog.lmdb")
+    with pytest.raises(Unavailable, match="could not be copied"):
+        catalog.copy_to(tmp_path / "catalog.lmdb")
+    catalog.close()
 
 
 def test_a_flipped_bit_is_named() -> None:

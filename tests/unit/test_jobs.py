@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from covector.errors import Conflict, NotFound
+from covector.errors import Conflict, NotFound, Unavailable
 from covector_server.ingest.budget import ByteBudget
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.operations import CANCELLED, FAILED, RUNNING, SUCCEEDED, Operations, Progress
 from covector_server.limits import Limits
+from covector_server.metadata.memory_catalog import MemoryCatalog
 from covector_server.storage.store import Store
 
 
@@ -100,6 +101,62 @@ def test_an_operation_that_a_stop_interrupted_says_so(store: Store, operations: 
     release.set()
     after_a_kill.stop()
     committer.stop()
+
+
+def test_the_oldest_that_ended_are_forgotten(store: Store) -> None:
+    committer = Committer(store, Limits())
+    operations = Operations(store, committer, threads=1, limits=Limits(operations_kept=3))
+    release, started = threading.Event(), threading.Event()
+
+    def wait(progress: Progress) -> dict[str, Any]:
+        started.set()
+        assert release.wait(30)
+        return {}
+
+    ended = [operations.start("publish", "c", lambda progress: {}).id for _ in range(5)]
+    for operation_id in ended[2:]:
+        assert operations.wait(operation_id, timeout_s=10).state == SUCCEEDED
+    runs = operations.start("publish", "c", wait)
+    assert started.wait(10)
+    assert [record.id for record in operations.list()] == [runs.id, *reversed(ended[2:])]
+    assert [operations.knows(operation_id) for operation_id in ended] == [False, False, True, True, True]
+    release.set()
+    operations.wait(runs.id, timeout_s=10)
+    operations.stop()
+    again = Operations(store, committer)
+    assert [record.id for record in again.list()] == [runs.id, ended[4], ended[3]]
+    again.stop()
+    committer.stop()
+
+
+def test_an_operation_that_cannot_be_recorded_is_not_started(store: Store, operations: Operations) -> None:
+    class Full(MemoryCatalog):
+        def write(self) -> Any:
+            raise Unavailable("no room")
+
+    catalog, store.catalog = store.catalog, Full()
+    with pytest.raises(Unavailable):
+        operations.start("publish", "c", lambda progress: {}, "request-1")
+    assert not operations.knows("request-1")
+    store.catalog = catalog
+    operations.start("publish", "c", lambda progress: {}, "request-1")
+    assert operations.wait("request-1", timeout_s=10).state == SUCCEEDED
+
+
+def test_an_end_that_cannot_be_recorded_is_still_an_end(store: Store, operations: Operations) -> None:
+    class Full(MemoryCatalog):
+        def write(self) -> Any:
+            raise Unavailable("no room")
+
+    catalog = store.catalog
+
+    def work(progress: Progress) -> dict[str, Any]:
+        store.catalog = Full()
+        return {"rows": 1}
+
+    record = operations.start("publish", "c", work)
+    assert operations.wait(record.id, timeout_s=10).result == {"rows": 1}
+    store.catalog = catalog
 
 
 def test_an_unknown_operation(operations: Operations) -> None:

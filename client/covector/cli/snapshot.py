@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
+from covector.cli import restore
 from covector.cli.options import Parser, add_connection, command_parser, connected
 from covector.cli.table import print_table, said_bytes
 from covector.types import SnapshotInfo
@@ -70,6 +71,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "create": ("make one, while ingest goes on", _create),
     "list": ("list them", _list),
     "delete": ("delete one", _delete),
+    "restore": ("make a new store out of one", restore.main),
 }
 
 

@@ -54,12 +54,19 @@ class Committer:
     """Owns every change of a store. ``submit`` and ``call`` may come from any thread.
 
     ``on_full`` is called, on the commit thread, with a checkpoint that has full shards to seal; without it they are
-    sealed right there.
+    sealed right there. ``check_space(bytes)`` raises Unavailable where a batch of so many bytes is not to be taken now.
     """
 
-    def __init__(self, store: Store, limits: Limits, on_full: OnFull | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        limits: Limits,
+        on_full: OnFull | None = None,
+        check_space: Callable[[int], None] = lambda size_bytes: None,
+    ) -> None:
         self._store = store
         self._limits = limits
+        self._check_space = check_space
         self._on_full = on_full or self._seal
         self._step = store.disk.step
         self._queue: FairQueue[Entry, _Call] = FairQueue()
@@ -133,7 +140,7 @@ class Committer:
         try:
             with self._store.catalog.read() as reader:
                 while group.size_bytes < GROUP_BYTES and (entry := self._queue.take()) is not None:
-                    group.write(entry, reader)
+                    group.write(entry, reader, self._check_space)
         except Exception as error:  # noqa: BLE001 - whatever it was, the group is not stored and its writers must hear
             _log.exception("a group of %d batches was not written", len(group))
             self._idle.wait()

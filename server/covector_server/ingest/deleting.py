@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from covector_server.ingest.checkpoint_draft import CheckpointDraft, put_tombstones
-from covector_server.metadata.catalog import number, numbers
+from covector_server.metadata.catalog import number
 from covector_server.storage.collection import DELETED_RANGE_BITS, StoredCollection, deleted_by_range
 from covector_server.storage.positions import is_among, merged
 from covector_server.storage.store import Store
@@ -20,7 +20,7 @@ def delete_rows(store: Store, collection: StoredCollection, row_ids: RowIds, req
     request sent again has no second effect and is answered as it was."""
     answered = store.answered(request_id)
     if answered is not None:
-        return numbers(answered)[0]
+        return answered
     if collection.read_only is not None:
         raise collection.read_only
     gone = np.unique(row_ids[(row_ids >= 0) & ~is_among(collection.deleted, row_ids)])
@@ -33,8 +33,7 @@ def delete_rows(store: Store, collection: StoredCollection, row_ids: RowIds, req
         for draft in drafts:
             writer.put("checkpoint_counters", number(id_, draft.stored.record.id), draft.counters().encode())
             put_tombstones(writer, id_, draft.stored, draft.dead, draft.died)
-        if request_id:
-            writer.put("requests", request_id.encode(), number(len(gone)))
+        store.remember(writer, request_id, len(gone))
         store.disk.step("delete.written")
     store.disk.step("delete.committed")
     with collection.changing:

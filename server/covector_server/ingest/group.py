@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,7 @@ class Group:
     def __len__(self) -> int:
         return len(self._written)
 
-    def write(self, entry: Entry, reader: Reader) -> None:
+    def write(self, entry: Entry, reader: Reader, check_space: Callable[[int], None] = lambda size_bytes: None) -> None:
         """Steps 1 and 2 for one batch. A batch that is refused is answered here and leaves no trace; any other error
         leaves the group unfit to be committed."""
         failure = entry.batch.exception()  # waits until it is checked
@@ -55,6 +56,7 @@ class Group:
             return
         batch = entry.batch.result()
         try:
+            check_space(batch.size_bytes)
             outcome = self._draft(entry.spec.collection).add(entry.spec, batch, reader)
         except CovectorError as error:
             entry.answer.set_exception(error)

@@ -1,21 +1,23 @@
 """Operations: long work in threads, with progress, cancel and a result that outlives the client's connection.
 
 The state of every operation is in the catalog, so that a list of them survives a restart; one that was running when
-the server ended is FAILED then, and says so.
+the server ended is FAILED then, and says so. Of those that have ended, the oldest beyond a limit are forgotten.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from covector.errors import CovectorError, NotFound, Unavailable
 from covector_server.ingest.committer import Committer
+from covector_server.limits import Limits
 from covector_server.metadata.records import OperationRecord
 from covector_server.storage.store import Store
 
@@ -51,7 +53,8 @@ Work = Callable[[Progress], dict[str, Any]]
 class Operations:
     """Runs and remembers operations. Safe to call from any thread."""
 
-    def __init__(self, store: Store, committer: Committer, threads: int = 2) -> None:
+    def __init__(self, store: Store, committer: Committer, threads: int = 2, limits: Limits | None = None) -> None:
+        self._kept = (limits or Limits()).operations_kept
         self._store = store
         self._committer = committer
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="operation")
@@ -65,11 +68,17 @@ class Operations:
         with self._changed:
             if operation_id in self._records:
                 return self._records[operation_id]
-            record = self._records[operation_id] = OperationRecord(operation_id, kind, collection, RUNNING)
+            record = OperationRecord(operation_id, kind, collection, RUNNING, started_at_s=time.time())
+            self._records[operation_id] = record
             progress = self._running[operation_id] = Progress(
                 lambda done, total: self._change(operation_id, steps_done=done, steps_total=total)
             )
-        self._save(record)
+        try:
+            self._save(record)
+        except CovectorError:
+            with self._changed:
+                del self._records[operation_id], self._running[operation_id]
+            raise
         self._pool.submit(self._run, operation_id, work, progress)
         return record
 
@@ -79,6 +88,11 @@ class Operations:
             if operation_id not in self._records:
                 raise NotFound(f"no operation {operation_id!r}", operation=operation_id)
             return self._records[operation_id]
+
+    def knows(self, operation_id: str) -> bool:
+        """Whether there is such an operation: whether a request was seen before, as its id is the operation's."""
+        with self._changed:
+            return operation_id in self._records
 
     def list(self) -> list[OperationRecord]:
         """All operations, newest first."""
@@ -96,10 +110,9 @@ class Operations:
 
     def wait(self, operation_id: str, timeout_s: float) -> OperationRecord:
         """Returns when the operation has ended, or the time has passed."""
-        self.get(operation_id)
         with self._changed:
-            self._changed.wait_for(lambda: self._records[operation_id].state != RUNNING, timeout_s)
-            return self._records[operation_id]
+            self._changed.wait_for(lambda: self.get(operation_id).state != RUNNING, timeout_s)
+            return self.get(operation_id)
 
     def stop(self) -> None:
         """Cancels what runs and waits for it."""
@@ -123,11 +136,30 @@ class Operations:
             self._finish(operation_id, state=FAILED, error_kind="internal", error_message=message)
 
     def _finish(self, operation_id: str, **changes: Any) -> None:
-        record = replace(self.get(operation_id), **changes)
-        self._save(record)
+        try:
+            self._save(replace(self.get(operation_id), **changes))
+        except CovectorError:
+            _log.exception(
+                "the end of operation %s is known until the server stops, but could not be stored", operation_id
+            )
         self._change(operation_id, **changes)
         with self._changed:
             self._running.pop(operation_id, None)
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        with self._changed:
+            ended = [record.id for record in self._records.values() if record.state != RUNNING]
+            forgotten = ended[: max(len(ended) - self._kept, 0)]
+            for operation_id in forgotten:
+                del self._records[operation_id]
+        if forgotten and self._committer.call(lambda: self._delete(forgotten)).exception() is not None:
+            _log.warning("%d old operations could not be forgotten; they come back with a restart", len(forgotten))
+
+    def _delete(self, operation_ids: Sequence[str]) -> None:
+        with self._store.catalog.write() as writer:
+            for operation_id in operation_ids:
+                writer.delete("operations", operation_id.encode())
 
     def _change(self, operation_id: str, **changes: Any) -> None:
         with self._changed:
@@ -144,6 +176,7 @@ class Operations:
     def _load(self) -> dict[str, OperationRecord]:
         with self._store.catalog.read() as reader:
             records = [OperationRecord.decode(value) for _, value in reader.scan("operations")]
+        records.sort(key=lambda record: record.started_at_s)
         interrupted = Unavailable("the server stopped while this ran; start it again")
         return {
             record.id: record

@@ -113,7 +113,7 @@ class PostingsIndexer:
             return files.forgotten_count == forgotten_count and self._list(collection, file_number, record, piece)
 
         if self._committer.call(is_listed).result():
-            files.remove(piece.replaced)
+            self._store.pins.when_unpinned(lambda: files.remove(piece.replaced))
         else:
             files.remove((file_number,))
 

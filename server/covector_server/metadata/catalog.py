@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from crc32c import crc32c
@@ -66,6 +67,12 @@ class Catalog(Protocol):
 
     def read(self) -> AbstractContextManager[Reader]: ...
     def write(self) -> AbstractContextManager[Writer]: ...
+
+    def copy_to(self, path: Path) -> None:
+        """Writes one committed state, the newest, to a new file at ``path`` that ``LmdbCatalog`` opens. Commits go on
+        meanwhile. The file is not synced. Raises Unavailable."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from covector_server.metadata.catalog import TABLES, Table, open_value, seal_value
+from covector_server.metadata.lmdb_catalog import LmdbCatalog
 
 _Tables = dict[Table, dict[bytes, bytes]]
 
@@ -28,6 +30,15 @@ class MemoryCatalog:
             draft = {table: dict(entries) for table, entries in self._committed.items()}
             yield MemoryTransaction(draft)
             self._committed = draft
+
+    def copy_to(self, path: Path) -> None:
+        """The entries of one committed state, put into LMDB."""
+        copy = LmdbCatalog(path)
+        with self.read() as reader, copy.write() as writer:
+            for table in TABLES:
+                for key, value in reader.scan(table):
+                    writer.put(table, key, value)
+        copy.close()
 
     def close(self) -> None:
         pass

@@ -144,3 +144,4 @@ class OperationRecord(Record):
     error_kind: str = ""
     error_message: str = ""
     result: dict[str, Any] = field(default_factory=dict)
+    started_at_s: float = 0.0  # since 1970; 0 in a store of format 1

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any, TypeAlias
 
 import grpc
 
-from covector.errors import InvalidInput
 from covector.v1 import collections_pb2 as pb
 from covector.v1 import collections_pb2_grpc
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.operations import Operations
 from covector_server.jobs.publish import publish
 from covector_server.limits import Limits
-from covector_server.rpc.convert import kind_to_message, space_from_message, space_to_message
+from covector_server.rpc.convert import check_name, kind_to_message, space_from_message, space_to_message
 from covector_server.rpc.edge import unary
 from covector_server.rpc.operations import operation_to_message
 from covector_server.rpc.pages import page_of
@@ -24,7 +22,6 @@ from covector_server.storage.collection import StoredCollection
 from covector_server.storage.store import Store
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class CollectionsServicer(collections_pb2_grpc.CollectionsServiceServicer):
@@ -40,12 +37,7 @@ class CollectionsServicer(collections_pb2_grpc.CollectionsServiceServicer):
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
-        if not _NAME.fullmatch(request.name):
-            raise InvalidInput(
-                f"{request.name!r} is no collection name: 1 to 200 letters, digits, '.', '_', '-', "
-                "the first a letter or a digit",
-                field="name",
-            )
+        check_name("collection", request.name)
         self._limits.check("id_bytes", len(request.request_id.encode()), "bytes of the request's id")
         space = space_from_message(request.space)
         self._limits.check("row_bytes", 2 * space.dim, f"bytes of a row of dim {space.dim}")

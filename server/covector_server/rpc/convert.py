@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar, get_args
 
 from covector.errors import InvalidInput
@@ -10,9 +11,19 @@ from covector.v1 import query_pb2, types_pb2
 from covector_server.storage.damage import Damage
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _FUNCTIONS: tuple[Function | None, ...] = (None, *get_args(Function))
 _REDUCTIONS: tuple[TokenReduction | None, ...] = (None, *get_args(TokenReduction))
 _CORRECTIONS: tuple[Correction | None, ...] = (None, *get_args(Correction))
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises InvalidInput unless ``name`` is one for a collection or a snapshot."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} is no {what} name: 1 to 200 letters, digits, '.', '_', '-', the first a letter or a digit",
+            field="name",
+        )
 
 
 def kind_from_message(message: types_pb2.GradientKind) -> GradientKind:

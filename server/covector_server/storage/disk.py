@@ -7,12 +7,17 @@ tried again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_COPY_BYTES = 1 << 20
 
 
 class Disk:
@@ -74,6 +79,10 @@ class Disk:
         for made in reversed(made_here):
             self.sync_directory(made.parent)
 
+    def make_directory(self, path: Path) -> None:
+        """Makes a directory if it is not there. Not durable before ``sync_directory`` of its parent."""
+        path.mkdir(exist_ok=True)
+
     def replace_json(self, path: Path, document: dict[str, Any]) -> None:
         """Puts a JSON file in place of the one at ``path``, durably: readers see the old or the new, whole."""
         temporary = path.with_name(path.name + ".tmp")
@@ -83,3 +92,43 @@ class Disk:
             os.fsync(file.fileno())
         self.rename(temporary, path)
         self.sync_directory(path.parent)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Gives a file another name. Not durable before ``sync_directory``; whoever changes one changes the other."""
+        os.link(source, target)
+
+    def copy_range(self, source: int, target: int, offset_bytes: int, size_bytes: int) -> None:
+        """Copies bytes to the same place in another file; the kernel shares them where the file system can. Raises
+        EOFError if the source is too short for that."""
+        end_bytes = offset_bytes + size_bytes
+        while offset_bytes < end_bytes:
+            left_bytes = end_bytes - offset_bytes
+            copied = _copy_in_kernel(source, target, offset_bytes, left_bytes)
+            if not copied:
+                data = os.pread(source, min(left_bytes, _COPY_BYTES), offset_bytes)
+                if not data:
+                    raise EOFError(f"the file ends {left_bytes} bytes too early")
+                self.write(target, data, offset_bytes)
+                copied = len(data)
+            offset_bytes += copied
+
+    def remove_file(self, path: Path) -> None:
+        """Removes a file, if it is there, durably."""
+        path.unlink(missing_ok=True)
+        self.sync_directory(path.parent)
+
+    def remove_tree(self, path: Path) -> None:
+        """Removes a directory and all below it, if it is there, durably."""
+        if path.exists():
+            shutil.rmtree(path)
+            self.sync_directory(path.parent)
+
+
+def _copy_in_kernel(source: int, target: int, offset_bytes: int, size_bytes: int) -> int:
+    """Copies what the kernel will of a range, and returns how much that is."""
+    try:
+        return os.copy_file_range(source, target, size_bytes, offset_bytes, offset_bytes)
+    except OSError as error:
+        if error.errno not in _NO_KERNEL_COPY:
+            raise
+        return 0

@@ -6,13 +6,15 @@ import fcntl
 import logging
 import os
 import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from covector.errors import AlreadyExists, Conflict, Corrupt, CovectorError, NotFound, Unavailable, near_matches
 from covector.types import Space
 from covector_server.limits import Limits
-from covector_server.metadata.catalog import TABLES, Catalog, number, numbers
+from covector_server.metadata.catalog import TABLES, Catalog, Writer, number
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.records import FORMAT_VERSION, CollectionRecord, StoreRecord
 from covector_server.storage.checkpoint import StoredCheckpoint
@@ -21,10 +23,13 @@ from covector_server.storage.damage import DamageLog
 from covector_server.storage.disk import Disk
 from covector_server.storage.key_table import Change as KeyChange
 from covector_server.storage.layout import Sizes, rows_for
+from covector_server.storage.pins import Pins
 from covector_server.storage.postings_files import PostingsCache
+from covector_server.storage.requests import answered, forget_old, remember
 from covector_server.storage.shard_cache import ShardCache
 from covector_server.storage.shared import Shared
 
+SNAPSHOT_FILE = "snapshot.json"  # in a directory that is a snapshot of a store
 _STORE_KEY = b"store"
 __all__ = ["Sizes", "Store"]
 _log = logging.getLogger(__name__)
@@ -37,9 +42,12 @@ class Store:
         self, data: Path, sizes: Sizes | None = None, disk: Disk | None = None, limits: Limits | None = None
     ) -> None:
         self.data = data
+        self._limits = limits = limits or Limits()
+        self._remembered_count = 0
         self.sizes = sizes or Sizes()
         self.disk = disk or Disk()
-        limits = limits or Limits()
+        self.pins = Pins()
+        _refuse_snapshot(data)
         self.damages = DamageLog(limits.damages)
         self.shards = ShardCache(limits.mapped_shards)
         self.postings_cache = PostingsCache(limits.postings_cache_bytes)
@@ -50,6 +58,11 @@ class Store:
         self._record = self._open_record()
         self._recover()
 
+    @property
+    def format_version(self) -> int:
+        """The version of the store's format."""
+        return self._record.format_version
+
     def collection(self, name: str) -> StoredCollection:
         """The collection called ``name``. Raises NotFound naming near matches."""
         found = self._by_name.get(name)
@@ -59,14 +72,14 @@ class Store:
 
     def collections(self) -> list[StoredCollection]:
         """All collections, by name."""
-        return [self._by_name[name] for name in sorted(self._by_name)]
+        return sorted(self._by_name.values(), key=lambda collection: collection.record.name)
 
     def create_collection(self, name: str, space: Space, exist_ok: bool, request_id: str = "") -> StoredCollection:
         """Makes a collection, durably. Raises AlreadyExists, or Conflict where ``exist_ok`` meets another space. The
         same request sent again has no second effect."""
         standing = self._by_name.get(name)
         if standing is not None:
-            return _existing(standing, space, exist_ok or self.answered(request_id) == number(standing.record.id))
+            return _existing(standing, space, exist_ok or self.answered(request_id) == standing.record.id)
         record = CollectionRecord(self._record.next_collection_id, name, space.json)
         collection = self._at(record)
         shutil.rmtree(collection.directory, ignore_errors=True)  # of an attempt that was not committed
@@ -76,8 +89,7 @@ class Store:
             writer.put("collections", number(record.id), record.encode())
             writer.put("names", name.encode(), number(record.id))
             writer.put("store", _STORE_KEY, following.encode())
-            if request_id:
-                writer.put("requests", request_id.encode(), number(record.id))
+            self.remember(writer, request_id, record.id)
         self._record = following
         self._by_name[name] = collection
         return collection
@@ -85,9 +97,9 @@ class Store:
     def delete_collection(self, name: str, request_id: str = "") -> int:
         """Takes a collection out of the catalog, durably, and returns how many rows it had; its files go when its last
         reader has. The same request sent again has no second effect."""
-        answered = self.answered(request_id)
-        if answered is not None:
-            return numbers(answered)[0]
+        answer = self.answered(request_id)
+        if answer is not None:
+            return answer
         collection = self.collection(name)
         prefix = number(collection.record.id)
         with self.catalog.write() as writer:
@@ -96,8 +108,7 @@ class Store:
                 if table not in ("names", "store", "operations", "requests"):
                     for key in [key for key, _ in writer.scan(table, prefix)]:
                         writer.delete(table, key)
-            if request_id:
-                writer.put("requests", request_id.encode(), number(collection.row_count))
+            self.remember(writer, request_id, collection.row_count)
         del self._by_name[name]
         collection.retire(Unavailable(f"collection {name!r} was deleted"))
         return collection.row_count
@@ -140,8 +151,8 @@ class Store:
                 return  # deleted meanwhile
             collection.keys.commit(writer, collection.record.id, change)
         self.disk.step("keys.committed")
-        for path in collection.keys.install(change):
-            path.unlink(missing_ok=True)
+        replaced = collection.keys.install(change)
+        self.pins.when_unpinned(lambda: _remove(replaced))
 
     def publish(self, collection: StoredCollection) -> None:
         """Makes every committed row of a collection readable by Zarr tools."""
@@ -182,10 +193,18 @@ class Store:
         while (change := collection.keys.flush(collection.counters.next_row_id)) is not None:
             self.register_keys(collection, change)
 
-    def answered(self, request_id: str) -> bytes | None:
+    def answered(self, request_id: str) -> int | None:
         """What was answered to a request that was made before, None if it was not."""
         with self.catalog.read() as reader:
-            return reader.get("requests", request_id.encode()) if request_id else None
+            return answered(reader, request_id)
+
+    def remember(self, writer: Writer, request_id: str, answer: int) -> None:
+        """Keeps an answer, and at the first and then every thousandth forgets old ones."""
+        now_s = int(time.time())
+        remember(writer, request_id, answer, now_s)
+        if self._remembered_count % 1000 == 0:
+            forget_old(writer, now_s, self._limits)
+        self._remembered_count += 1
 
     def _at(self, record: CollectionRecord) -> StoredCollection:
         directory = self.data / "collections" / str(record.id)
@@ -242,6 +261,19 @@ def _existing(collection: StoredCollection, space: Space, exist_ok: bool) -> Sto
     if difference is not None:
         raise Conflict(f"collection {name!r} exists with another space: {difference}", field=difference.split(":")[0])
     return collection
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _refuse_snapshot(data: Path) -> None:
+    """A snapshot shares files with the store it is of, and must stay what it is."""
+    if (data / SNAPSHOT_FILE).exists():
+        raise Conflict(
+            f"{data} is a snapshot and takes no rows; restore it first: covector snapshot restore {data} --to NEWDIR"
+        )
 
 
 def _lock(path: Path) -> int:
