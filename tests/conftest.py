@@ -15,12 +15,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import grpc
 import hypothesis
 
 from covector.testing import ServerProcess
 
 hypothesis.settings.register_profile("covector", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("covector")
+
+# Kept for the whole run: else the last server of grpc.aio to be garbage-collected ends its poller from inside the
+# collector, and may wait for it for ever.
+grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture(scope="session")

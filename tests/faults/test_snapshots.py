@@ -109,7 +109,11 @@ def test_neither_store_writes_into_the_other(rig: Rig, tmp_path: Path) -> None:
     assert {path.name for path in shared} >= {"0", "1", "00000000.blocks"}
     for path in shared:  # what is shared has stayed what it was, in all three
         relative = path.relative_to(snapshot)
-        assert (rig.store.data / relative).read_bytes() == as_made[str(relative)] == copy_files[str(relative)]
+        here, there = as_made[str(relative)], copy_files.get(str(relative))
+        if path.suffix == ".run":  # runs of the key table may have been joined since
+            assert there in {None, here}
+            continue
+        assert (rig.store.data / relative).read_bytes() == here == there
 
 
 def test_what_is_shared_and_what_is_not(rig: Rig) -> None:

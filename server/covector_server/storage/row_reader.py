@@ -93,7 +93,8 @@ class RowReader:
         """Whether rows are just those of one block, in its order, with these texts and metadata and no later ones. A
         quick look: False may also mean that it takes a closer one."""
         first, last = int(row_ids[0]), int(row_ids[-1])
-        if last - first + 1 != len(row_ids) or (np.diff(row_ids) != 1).any() or self.supplements(first, last):
+        is_run = first >= 0 and last - first + 1 == len(row_ids) and bool((np.diff(row_ids) == 1).all())
+        if not is_run or self.supplements(first, last):
             return False
         record, _ = next(self.blocks.holding(row_ids[:1]))
         return (record.first, record.last) == (first, last) and self.log.read(record).holds(texts, metadata)

@@ -155,7 +155,8 @@ class Store:
         self.pins.when_unpinned(lambda: _remove(replaced))
 
     def publish(self, collection: StoredCollection) -> None:
-        """Makes every committed row of a collection readable by Zarr tools."""
+        """Makes every committed row of a collection readable by Zarr tools; what is full is sealed first."""
+        self._seal(collection)
         for checkpoint in collection.checkpoints.values():
             if not checkpoint.is_published():
                 try:
