@@ -58,9 +58,7 @@ def sum_of(entries: Iterable[tuple[Table, bytes, bytes]]) -> int:
 
 def content_of(reader: Reader) -> int:
     """The digest, from all entries of a catalog."""
-    return sum_of(
-        (table, key, seal_value(table, key, value)) for table in TABLES for key, value in reader.scan(table)
-    )
+    return sum_of((table, key, seal_value(table, key, value)) for table in TABLES for key, value in reader.scan(table))
 
 
 def _is_digest(table: Table, key: bytes) -> bool:
