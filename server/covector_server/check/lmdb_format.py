@@ -81,8 +81,9 @@ class Meta:
         number, _, flags, _, _ = _PAGE.unpack_from(data)
         trees = PAGE_HEADER_BYTES + _META.size
         free, main = Tree.decode(data, trees), Tree.decode(data, trees + _TREE.size)
-        last = _LAST.unpack_from(data, trees + 2 * _TREE.size)
-        return Meta(number, flags, *_META.unpack_from(data, PAGE_HEADER_BYTES), free, main, *last)
+        magic, version, address, map_bytes = _META.unpack_from(data, PAGE_HEADER_BYTES)
+        last_page, transaction = _LAST.unpack_from(data, trees + 2 * _TREE.size)
+        return Meta(number, flags, magic, version, address, map_bytes, free, main, last_page, transaction)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ part the pages below them. Bytes of free pages and free space are never looked a
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -234,7 +235,7 @@ class _Walk:
         except BadPage as error:
             self.report.add(FREE, 0, str(error))
             return
-        if any(later >= earlier for earlier, later in zip(pages, pages[1:], strict=False)):
+        if any(later >= earlier for earlier, later in itertools.pairwise(pages)):
             self.report.add(FREE, 0, "a list of free pages is not in order")
         for page in pages:
             if not 2 <= page < len(self._state):
@@ -279,8 +280,7 @@ class _TreeWalk:
             data = self._walk.read(self._table, page)
             if (flags := form.page_header(data, page)) != kind:
                 raise BadPage(f"it is of kind {flags:#x} where {kind:#x} belongs")
-            for node in form.nodes(data, is_branch=depth > 1):
-                found.append(node)
+            found.extend(form.nodes(data, is_branch=depth > 1))  # keeps those before a bad one
             self._check_order(found, depth, low, high)
         except BadPage as error:
             self._bad(page, str(error))
@@ -308,7 +308,7 @@ class _TreeWalk:
         """The value on overflow pages."""
         page = int.from_bytes(node.data, "little")
         count = form.overflow_page_count(self._walk.peek(page), page)
-        if not 1 <= count or count * self._walk.page_bytes - form.PAGE_HEADER_BYTES < node.data_bytes:
+        if count < 1 or count * self._walk.page_bytes - form.PAGE_HEADER_BYTES < node.data_bytes:
             raise BadPage(f"{node.data_bytes} bytes are said to lie on {count} overflow pages from {page} on")
         self._overflows += count
         data = self._walk.read(self._table, page, count)
@@ -319,7 +319,7 @@ class _TreeWalk:
         below = None if low is None else self._order(low)
         if not found or (depth > 1 and len(found) < 2):
             raise BadPage(f"it has {len(found)} nodes")
-        if any(later <= earlier for earlier, later in zip(keys, keys[1:], strict=False)):
+        if any(later <= earlier for earlier, later in itertools.pairwise(keys)):
             raise BadPage("its keys are not in order")
         if (below is not None and keys and keys[0] < below) or (high is not None and keys[-1] >= self._order(high)):
             raise BadPage("its keys lie outside the range of the page above")
