@@ -1,9 +1,9 @@
 """The content digest of a catalog: one number over every entry, so that an entry which vanished is noticed.
 
 A value's own checksum cannot tell that the value is missing, or that an older one stands in its place. The digest can:
-it is the sum, modulo 2^64, of a 64-bit hash of every (table, key, stored value), kept under ``CONTENT_KEY`` of the table
-``store`` and changed by each write transaction by what that transaction changes. A catalog without it, of format 1, gets
-it with the first write.
+it is the sum, modulo 2^64, of a 64-bit hash of every (table, key, stored value). It lies under ``CONTENT_KEY`` of the
+table ``store``, and each write transaction changes it by what that transaction changes. A catalog without it, of format
+1, gets it with the first write.
 """
 
 from __future__ import annotations
