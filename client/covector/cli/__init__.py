@@ -22,6 +22,7 @@ _COMMANDS = {
     "ingest": "store gradients from .npy or .npz files",
     "query": "name the rows that pushed a behaviour up or down",
     "collections": "list what a server holds",
+    "fsck": "check a store at rest, and repair what can be",
     "demo": "fine-tune a small model, and ask which rows taught it a fact",
 }
 

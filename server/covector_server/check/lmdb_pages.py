@@ -20,6 +20,7 @@ from covector_server.check.lmdb_format import BadPage, Meta, Node, Tree
 
 FREE, MAIN = "free pages", "tables"  # what the two trees of a meta page are called here
 _PAGE_BYTES = 4096
+_MAP_PROBLEM = "the meta pages disagree on the size of the map"
 _UNSEEN, _USED, _FREE = 0, 1, 2
 _SLACK_PAGES = 1 << 20  # free pages that may lie past the end of the file
 
@@ -78,7 +79,8 @@ class PageFile:
 
 
 def walk(path: Path, map_bytes: int | None = None, on_page: Callable[[], None] | None = None) -> PageReport:
-    """Walks the file at ``path``. map_bytes: the map size that its meta pages must name. on_page: called for each page.
+    """Walks the file at ``path``. map_bytes: the map size that the newest meta page should name, unless both name the
+    same. on_page: called for each page.
 
     If the newest meta page leads nowhere, the entries are those that the older one leads to. Raises OSError.
     """
@@ -119,7 +121,8 @@ def _metas(file: PageFile, report: PageReport, map_bytes: int | None) -> list[Me
     if len(metas) == 2 and (problem := _pair_problem(metas[0], metas[1])):
         report.add("", metas[0].number, problem)
     if metas:
-        wrong = _size_problem(metas[0], file, map_bytes)
+        usual = {map_bytes or metas[0].map_bytes, metas[-1].map_bytes if len(metas) == 2 else map_bytes}
+        wrong = _size_problem(metas[0], file) or ("" if metas[0].map_bytes in usual else _MAP_PROBLEM)
         if wrong:
             report.add("", metas[0].number, wrong)
     return metas
@@ -149,9 +152,8 @@ def _pair_problem(newest: Meta, older: Meta) -> str:
     return ""
 
 
-def _size_problem(meta: Meta, file: PageFile, map_bytes: int | None) -> str:
-    needed = (meta.last_page + 1) * file.page_bytes
-    if meta.map_bytes < needed or (map_bytes is not None and meta.map_bytes != map_bytes):
+def _size_problem(meta: Meta, file: PageFile) -> str:
+    if meta.map_bytes < (meta.last_page + 1) * file.page_bytes:
         return f"the newest meta page gives a map of {meta.map_bytes} bytes"
     if meta.last_page < 1 or meta.last_page > file.size_bytes // file.page_bytes + _SLACK_PAGES:
         return f"the newest meta page gives {meta.last_page} as the last page"

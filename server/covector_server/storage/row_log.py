@@ -80,7 +80,7 @@ def block_bytes(data: bytes) -> int | None:
     if not header.startswith(_MAGIC) or crc32c(header).to_bytes(4, "little") != data[len(header) : _HEADER_BYTES]:
         return None
     stored = (_SECTION.unpack_from(header, _HEADER.size + index * _SECTION.size)[1] for index in range(len(_SECTIONS)))
-    return _HEADER_BYTES + sum(stored)
+    return int(_HEADER_BYTES + sum(stored))
 
 
 class RowLog:
