@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _events(command: list[str]) -> Iterator[Event]:
-    """What the check says, as it says it. Raises InvalidInput with its words if it cannot work, Unavailable if it dies."""
+    """What the check says, line by line. Raises InvalidInput in its words if it cannot work, Unavailable if it died."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         last = ""

@@ -24,8 +24,8 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One finding. ``kind`` is a word programs may rely on; ``path`` lies below the data directory; ``first_row``: where
-    rows start, by position in the checkpoint, or by row id where there is none; ``keys``: the first few of the
+    """One finding. ``kind`` is a word programs may rely on, ``path`` lies below the data directory, ``first_row`` is
+    where rows start, by position in the checkpoint, or by row id where there is none; ``keys``: the first few of the
     rows, as text."""
 
     kind: str
