@@ -7,6 +7,7 @@ directory as a kill leaves it, tails unpublished; ``closed`` as a graceful stop 
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -35,7 +36,7 @@ def make(directory: Path) -> tuple[Path, Path]:
     committer = Committer(store, Limits())
     rng = np.random.default_rng(0)
     for name in ("many", "few", "none"):
-        committer.call(lambda name=name: store.create_collection(name, Space(dim=DIM), False)).result()
+        committer.call(functools.partial(store.create_collection, name, Space(dim=DIM), False)).result()
     for checkpoint in ("one", "two"):
         gradients = rng.standard_normal((ROWS, DIM)).astype(np.float32)
         spec = WriterSpec("many", f"writer {checkpoint}", checkpoint, 0.5)
