@@ -23,6 +23,7 @@ from covector_server.testing.faulty_disk import Fault, FaultyDisk
 
 ONE = "collections/1/1/0"
 TAIL = f"{ONE}/gradients/c/3/0"
+GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = {"1": "many", "2": "few", "3": "none"}
 
 
@@ -210,6 +211,19 @@ def test_an_unfinished_seal_is_finished(crashed: Path, images: tuple[Path, Path]
     for path in committed_files(crashed):
         assert (crashed / path).read_bytes() == (images[0] / path).read_bytes(), path
     same_rows(crashed, images[0], tmp_path)
+
+
+def test_a_publication_that_did_not_finish_is_taken_back(crashed: Path, closed: Path) -> None:
+    for path in (f"{ONE}/row_ids/zarr.json", f"{ONE}/row_ids/c/3"):
+        shutil.copy(closed / path, crashed / path)
+    assert only(check(crashed), Severity.LEFTOVER).kind == "publication"
+    assert repair(crashed).damage == []
+    assert b"48" in (crashed / ONE / "row_ids/zarr.json").read_bytes()
+
+
+@pytest.mark.parametrize("format_", sorted(path.name for path in GOLDEN.glob("format-*")))
+def test_no_false_alarm_on_a_store_of_a_past_format(format_: str) -> None:
+    assert check_store(GOLDEN / format_).findings == []
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_text("{}")])

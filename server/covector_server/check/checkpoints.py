@@ -10,9 +10,9 @@ import numpy.typing as npt
 from covector_server.check.arrays import ArrayCheck
 from covector_server.check.catalog_state import CatalogState
 from covector_server.check.context import Context
-from covector_server.check.findings import KEYS_NAMED, Finding, Severity
+from covector_server.check.findings import KEYS_NAMED, Finding, Repair, Severity
 from covector_server.check.reading import ShortRead
-from covector_server.check.repairs import finish_seals
+from covector_server.check.repairs import finish_seals, write_documents
 from covector_server.check.row_keys import RowKeys
 from covector_server.metadata.catalog import number, numbers
 from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, CollectionRecord
@@ -89,8 +89,13 @@ class CheckpointCheck:
         """The arrays speak of the same rows, unless a process died while it published or sealed."""
         spoken = {array.published for array in arrays} - {None}
         if len(spoken) > 1:
-            self._add(
-                "publication", f"the arrays' zarr.json speak of {sorted(map(str, spoken))} rows", is_leftover=True
+            sealed = self.counters.sealed_shard_count * self.record.shard_rows
+            documents = {self.context.data / array.directory: array.layout for array in arrays}
+            self._leftover(
+                "publication",
+                f"the arrays' zarr.json speak of {' and '.join(sorted(map(str, spoken)))} rows",
+                write_documents(documents, sealed),
+                "let all of them speak of the sealed shards; the server publishes the rest again",
             )
 
     def _check_seals(self, arrays: list[ArrayCheck]) -> None:
@@ -101,18 +106,9 @@ class CheckpointCheck:
             return
         layouts = {self.context.data / array.directory: array.layout for array in arrays}
         key = (self.collection.id, self.record.id)
-        self.context.add(
-            Finding(
-                kind="unfinished_seal",
-                message=f"shards {self.counters.sealed_shard_count} to {full - 1} are full and not sealed",
-                path=self.directory,
-                collection=self.collection.name,
-                checkpoint=self.record.name,
-                severity=Severity.LEFTOVER,
-                repair=finish_seals(self.context.data, key, self.counters, layouts),
-                repair_note="seal them",
-            )
-        )
+        message = f"shards {self.counters.sealed_shard_count} to {full - 1} are full and not sealed"
+        repair = finish_seals(self.context.data, key, self.counters, layouts)
+        self._leftover("unfinished_seal", message, repair, "seal them")
 
     def _dead_positions(self) -> Ids:
         found = [np.empty(0, dtype=np.int64)]
@@ -148,7 +144,6 @@ class CheckpointCheck:
         message: str,
         first_row: int | None = None,
         *,
-        is_leftover: bool = False,
         row_count: int = 0,
         keys: tuple[str, ...] = (),
     ) -> None:
@@ -162,6 +157,19 @@ class CheckpointCheck:
                 first_row=first_row,
                 row_count=row_count,
                 keys=keys,
-                severity=Severity.LEFTOVER if is_leftover else Severity.DAMAGE,
+            )
+        )
+
+    def _leftover(self, kind: str, message: str, repair: Repair, note: str) -> None:
+        self.context.add(
+            Finding(
+                kind=kind,
+                message=message,
+                path=self.directory,
+                collection=self.collection.name,
+                checkpoint=self.record.name,
+                severity=Severity.LEFTOVER,
+                repair=repair if self.state.is_whole else None,
+                repair_note=note if self.state.is_whole else "",
             )
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 WHOLE_TREES = ("snapshots", "lost+found")
-OWN_FILES = ("catalog.lmdb", "catalog.lmdb-lock", "lock")
+OWN_FILES = ("catalog.lmdb", "catalog.lmdb-lock", "lock", "snapshot.json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,16 @@ def write_document(directory: Path, layout: ArrayLayout, row_count: int) -> Repa
     return repair
 
 
+def write_documents(arrays: Mapping[Path, ArrayLayout], row_count: int) -> Repair:
+    """Writes ``zarr.json`` of several arrays, layouts by directory."""
+
+    def repair(disk: Disk) -> None:
+        for directory, layout in arrays.items():
+            write_document(directory, layout, row_count)(disk)
+
+    return repair
+
+
 def finish_seals(
     data: Path, key: tuple[int, int], counters: CheckpointCounters, arrays: Mapping[Path, ArrayLayout]
 ) -> Repair:

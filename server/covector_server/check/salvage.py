@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
+from crc32c import crc32c
 
 from covector.errors import Corrupt
 from covector_server.check.catalog_state import CatalogState
@@ -23,9 +24,10 @@ from covector_server.check.reading import CheckedFile, ShortRead
 from covector_server.check.row_keys import READ_ERRORS
 from covector_server.metadata.catalog import number
 from covector_server.storage.layout import CHECKSUM_BYTES, MISSING, ArrayLayout
-from covector_server.storage.row_log import Block, block_bytes
+from covector_server.storage.row_log import Block
 
 _MAGIC = b"CVRB"
+_HEADER_BYTES, _SECTIONS_OFFSET, _SECTION_BYTES = 96, 28, 16  # of a block: see docs/design/002-row-log.md
 
 
 def salvage_tree(context: Context, state: CatalogState, path: str) -> None:
@@ -92,7 +94,7 @@ class _Salvage:
             return
         place = end = 0
         while (place := data.find(_MAGIC, place)) >= 0:
-            size = block_bytes(data[place:])
+            size = _block_bytes(data[place : place + _HEADER_BYTES])
             if size is None:
                 place += 1
                 continue
@@ -140,6 +142,18 @@ def _is_sound(file: CheckedFile, layout: ArrayLayout, chunk: int) -> bool:
     start = chunk * layout.stride_bytes
     checksum = file.checksum(start, layout.chunk_bytes)
     return checksum == int.from_bytes(file.read(start + layout.chunk_bytes, CHECKSUM_BYTES), "little")
+
+
+def _block_bytes(header: bytes) -> int | None:
+    """The size of the block that opens with ``header``; None if that is no sound header."""
+    body, checksum = header[:-4], header[-4:]
+    if len(header) < _HEADER_BYTES or crc32c(body).to_bytes(4, "little") != checksum:
+        return None
+    stored = (
+        int.from_bytes(body[offset + 4 : offset + 8], "little")
+        for offset in range(_SECTIONS_OFFSET, len(body), _SECTION_BYTES)
+    )
+    return _HEADER_BYTES + sum(stored)
 
 
 def _collection_of(state: CatalogState, path: str) -> str:

@@ -74,15 +74,6 @@ class Block:
         return Block(kind, ids, *(_decode_column(column, row_count) for column in columns))
 
 
-def block_bytes(data: bytes) -> int | None:
-    """The size of the block that ``data`` opens with, by its header; None if there is no sound header."""
-    header = data[: _HEADER_BYTES - 4]
-    if not header.startswith(_MAGIC) or crc32c(header).to_bytes(4, "little") != data[len(header) : _HEADER_BYTES]:
-        return None
-    stored = (_SECTION.unpack_from(header, _HEADER.size + index * _SECTION.size)[1] for index in range(len(_SECTIONS)))
-    return int(_HEADER_BYTES + sum(stored))
-
-
 class RowLog:
     """The blocks below ``directory``. Appending belongs to one thread, reading to any; decoded blocks are cached."""
 
