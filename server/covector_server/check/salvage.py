@@ -1,14 +1,15 @@
 """What can be said of files when the catalog cannot be believed: they are held against what they say themselves.
 
-An array's ``zarr.json`` gives its layout and a shard's index its chunks, each with a checksum behind it; the row log is
-searched for headers of blocks. So damage to files is found all the same. How many rows were committed is not known, nor
-which of them were replaced or deleted.
+An array's ``zarr.json`` gives its layout and the rows that were published, each chunk has its checksum behind it, and the
+row log is searched for headers of blocks. So damage to files is found all the same, but for the last chunk of a tail. How
+many rows were committed is not known, nor which of them were replaced or deleted.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from covector_server.check.findings import Finding
 from covector_server.check.reading import CheckedFile, ShortRead
 from covector_server.check.row_keys import READ_ERRORS
 from covector_server.metadata.catalog import number
-from covector_server.storage.layout import CHECKSUM_BYTES, MISSING, ArrayLayout
+from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.row_log import Block
 
 _MAGIC = b"CVRB"
@@ -61,22 +62,27 @@ class _Salvage:
         self._directory = directory
 
     def array(self) -> None:
-        """An array: every chunk that an index names, or that fills its place in a shard without an index."""
+        """An array: every chunk of the rows that ``zarr.json`` speaks of, and of others what can be judged."""
         try:
-            layout = layout_of(json.loads((self._context.data / self._directory / "zarr.json").read_bytes()))
+            document = json.loads((self._context.data / self._directory / "zarr.json").read_bytes())
+            layout, row_count = layout_of(document), int(document["shape"][0])
         except (OSError, ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
             self._bad("zarr_json", f"it cannot be read: {error!r}", f"{self._directory}/zarr.json")
             return
-        for path in sorted((self._context.data / self._directory / "c").rglob("*")):
-            if path.is_file():
-                self._shard(str(path.relative_to(self._context.data)), layout)
+        root = self._context.data / self._directory
+        for path in sorted((root / "c").rglob("*")):
+            name = path.relative_to(root).parts[1]
+            if path.is_file() and name.isdecimal():
+                published_rows = row_count - int(name) * layout.shard_rows
+                self._shard(str(path.relative_to(self._context.data)), layout, published_rows)
 
-    def _shard(self, path: str, layout: ArrayLayout) -> None:
+    def _shard(self, path: str, layout: ArrayLayout, published_rows: int) -> None:
         try:
             with self._context.open(path) as file:
                 if file.size_bytes != layout.shard_bytes:
                     self._bad("size", f"the file has {file.size_bytes} bytes, {layout.shard_bytes} are right", path)
-                bad = [chunk for chunk in _named_chunks(file, layout) if not _is_sound(file, layout, chunk)]
+                chunks = _judged_chunks(file, layout, published_rows)
+                bad = [chunk for chunk in chunks if not _is_sound(file, layout, chunk)]
         except (OSError, ShortRead) as error:
             self._bad("unreadable", f"the shard cannot be read: {error}", path)
             return
@@ -108,7 +114,9 @@ class _Salvage:
 
     def _gap(self, path: str, data: bytes, start: int, stop: int) -> None:
         if data[start:stop].strip(b"\0"):
-            self._bad("row_block", f"bytes {start} to {stop - 1} are no block whose header can be read", path)
+            self._bad(
+                "row_block", f"bytes {start} to {stop - 1} are no block that can be read, or were never committed", path
+            )
 
     def _bad(self, kind: str, message: str, path: str, row_count: int = 0) -> None:
         self._context.add(
@@ -127,15 +135,15 @@ def layout_of(document: dict[str, Any]) -> ArrayLayout:
     return ArrayLayout("", dtype, items, chunk_rows, shard_rows)
 
 
-def _named_chunks(file: CheckedFile, layout: ArrayLayout) -> list[int]:
-    """The chunks in a shard's index; where it is all-missing, those whose checksum says that they were filled."""
-    size = 16 * layout.chunks_per_shard
-    index = np.frombuffer(file.read(layout.index_offset_bytes, size), "<u8").reshape(-1, 2)
-    named = np.flatnonzero(index[:, 0] != MISSING)
-    if len(named):
-        return [int(chunk) for chunk in named]
-    checksums = (file.read((chunk + 1) * layout.stride_bytes - CHECKSUM_BYTES, 4) for chunk in range(len(index)))
-    return [chunk for chunk, checksum in enumerate(checksums) if checksum != bytes(4)]
+def _judged_chunks(file: CheckedFile, layout: ArrayLayout, published_rows: int) -> Iterator[int]:
+    """The chunks of a shard that must match their checksums. Of published rows, all. Of others, those that have a
+    checksum, but for the last: it may be older than the rows, which came after an earlier publication."""
+    if published_rows > 0:
+        yield from range(-(-min(published_rows, layout.shard_rows) // layout.chunk_rows))
+        return
+    ends = ((chunk + 1) * layout.stride_bytes for chunk in range(layout.chunks_per_shard))
+    filled = [chunk for chunk, end in enumerate(ends) if any(file.read(end - CHECKSUM_BYTES, CHECKSUM_BYTES))]
+    yield from filled[:-1]
 
 
 def _is_sound(file: CheckedFile, layout: ArrayLayout, chunk: int) -> bool:
