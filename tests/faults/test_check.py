@@ -56,7 +56,7 @@ def only(report: Report, severity: Severity = Severity.DAMAGE) -> Finding:
 
 def repair(data: Path) -> Report:
     """The report after a repair of everything that can be."""
-    repaired = repair_store(data, check(data))
+    repaired = repair_store(data, check(data), ask_lmdb=False)
     assert repaired.done
     assert not repaired.failed
     return repaired.after
@@ -284,7 +284,7 @@ def test_rows_that_are_damaged_are_never_repaired(closed: Path) -> None:
         (closed / path).write_bytes(data)
     before = {path: (closed / path).read_bytes() for path in [*committed_files(closed), "catalog.lmdb"]}
     report = check(closed)
-    repair_store(closed, report)
+    repair_store(closed, report, ask_lmdb=False)
     assert {path: (closed / path).read_bytes() for path in before} == before
 
 
@@ -293,7 +293,7 @@ def test_a_repair_that_fails_is_told_and_may_be_done_again(crashed: Path) -> Non
     (crashed / "stray").write_text("x")
     disk = FaultyDisk()
     disk.fault = Fault("write", 0)
-    repaired = repair_store(crashed, check(crashed), disk=disk)
+    repaired = repair_store(crashed, check(crashed), disk=disk, ask_lmdb=False)
     assert len(repaired.failed) == 1
     assert len(repaired.done) == 1
     assert [finding.kind for finding in repaired.after.findings] == ["unfinished_seal"]

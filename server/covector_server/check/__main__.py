@@ -46,6 +46,7 @@ def _run(data: Path, wants_repair: bool) -> int:
         for finding, reason in repaired.failed:
             _say("failed", finding.as_json() | {"reason": reason})
         report = repaired.after
+    _say("progress", [report.checked_bytes, report.checked_bytes])
     for finding in report.findings:
         _say("finding", finding.as_json())
     _say("summary", _summary(report))

@@ -1,8 +1,8 @@
 """What can be said of files when the catalog cannot be believed: they are held against what they say themselves.
 
 An array's ``zarr.json`` gives its layout and the rows that were published, each chunk has its checksum behind it, and
-the row log is searched for headers of blocks. So damage to files is found all the same, but for the last chunk of a tail.
-How many rows were committed is not known, nor which of them were replaced or deleted.
+the row log is searched for headers of blocks. So damage to files is found all the same, but for the last chunk of a
+tail. How many rows were committed is not known, nor which of them were replaced or deleted.
 """
 
 from __future__ import annotations

@@ -55,7 +55,12 @@ def check_store(data: Path, *, on_progress: OnProgress | None = None, ask_lmdb: 
 
 
 def repair_store(
-    data: Path, report: Report, *, disk: Disk | None = None, on_progress: OnProgress | None = None
+    data: Path,
+    report: Report,
+    *,
+    disk: Disk | None = None,
+    on_progress: OnProgress | None = None,
+    ask_lmdb: bool = True,
 ) -> Repaired:
     """Repairs what the findings of ``report`` can repair, in their order, then checks again. Nothing is deleted, no
     committed row is touched; a repair that fails leaves the others to be done. The caller holds the store's lock."""
@@ -68,7 +73,7 @@ def repair_store(
             repaired.done.append(finding)
         except OSError as error:
             repaired.failed.append((finding, str(error)))
-    repaired.after = check_store(data, on_progress=on_progress)
+    repaired.after = check_store(data, on_progress=on_progress, ask_lmdb=ask_lmdb)
     return repaired
 
 
