@@ -12,6 +12,7 @@ import pytest
 from tests.faults.store_images import ARRAYS, contents, make
 
 from covector.errors import InvalidInput, Unavailable
+from covector_server.check.catalog_state import read_catalog
 from covector_server.check.context import Context
 from covector_server.check.findings import Finding, Report, Severity
 from covector_server.check.row_keys import RowKeys
@@ -347,6 +348,18 @@ def test_an_entry_that_vanished_is_noticed(closed: Path) -> None:
     damage = check(closed).damage
     assert damage[0].kind == "catalog_content"
     assert {finding.collection for finding in damage} <= {"", "none"}  # of which the catalog has no counters
+
+
+def test_a_digest_that_vanished_is_noticed_where_there_must_be_one(closed: Path) -> None:
+    catalog = LmdbCatalog(closed / "catalog.lmdb")
+    for version in (1, 2):
+        with catalog.write() as writer:
+            record = json.loads(writer.get("store", b"store") or b"") | {"format_version": version}
+            writer.put("store", b"store", json.dumps(record).encode())
+        with catalog._environment.begin(write=True, db=catalog._tables["store"]) as transaction:
+            transaction.delete(b"content")
+        assert read_catalog(Context(closed), ask_lmdb=False).is_whole == (version == 1)
+    catalog.close()
 
 
 def put(data: Path, table: str, key: bytes, value: bytes | None) -> None:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(_document(found), indent=2))
     else:
         _show(found, given.data)
-    return 1 if found["summary"][0]["damage"] else 0
+    return 1 if found["summary"][0]["damage"] or found["failed"] else 0
 
 
 def _events(command: list[str]) -> Iterator[Event]:

@@ -2,7 +2,8 @@
 
 ``{"progress": [bytes checked, bytes expected]}`` while it works, ``{"finding": {...}}`` for each finding, with
 ``--repair`` ``{"repaired": {...}}`` or ``{"failed": {...}}`` and the findings of a second check, ``{"summary": {...}}``
-last; ``{"error": message}`` if it cannot work at all. Exit status: 0 clean, 1 damage found, 2 wrong use.
+last; ``{"error": message}`` if it cannot work at all. Exit status: 0 clean, 1 damage found or a repair failed, 2 wrong
+use.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(data: Path, wants_repair: bool) -> int:
-    report = check_store(data, on_progress=_Progress())
+    report, has_failed = check_store(data, on_progress=_Progress()), False
     if wants_repair and any(finding.repair for finding in report.findings):
         repaired = repair_store(data, report, on_progress=_Progress())
         for finding in repaired.done:
             _say("repaired", finding.as_json())
         for finding, reason in repaired.failed:
             _say("failed", finding.as_json() | {"reason": reason})
-        report = repaired.after
+        report, has_failed = repaired.after, bool(repaired.failed)
     _say("progress", [report.checked_bytes, report.checked_bytes])
     for finding in report.findings:
         _say("finding", finding.as_json())
     _say("summary", _summary(report))
-    return 1 if report.damage else 0
+    return 1 if report.damage or has_failed else 0
 
 
 def _summary(report: Report) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from covector_server.metadata.catalog import TABLES, Table, numbers, open_value
 from covector_server.metadata.content import CONTENT_KEY, decode_content, sum_of
 from covector_server.metadata.lmdb_catalog import MAP_BYTES
 
-CATALOG_FILE = "catalog.lmdb"
+CATALOG_FILE, STORE_KEY = "catalog.lmdb", b"store"
 _ENGINE_TIMEOUT_S = 60.0
 _ENGINE_BYTES_PER_S = 20 << 20  # slower than that, and it is taken to hang
 _BY_COLLECTION = frozenset(TABLES) - {"store", "names", "operations", "requests"}
@@ -98,9 +98,11 @@ def _open_values(context: Context, state: CatalogState, pages: PageReport) -> No
 
 
 def _check_content(context: Context, state: CatalogState, pages: PageReport) -> None:
-    """The digest over all entries. A store of format 1 that was never written to since has none."""
+    """The digest over all entries. A store of format 1 that was not written to since has none."""
     expected = state.get("store", CONTENT_KEY)
     if expected is None:
+        if state.is_whole and _format_version(state) > 1:
+            _damage(context, state, "catalog_content", "the content digest is missing")
         return
     known = [(name, entries) for name, entries in pages.entries.items() if name in state.tables]
     found = sum_of((name, key, stored) for name, entries in known for key, stored in entries)
@@ -108,6 +110,10 @@ def _check_content(context: Context, state: CatalogState, pages: PageReport) -> 
         _damage(
             context, state, "catalog_content", "the entries are not those that were committed: some vanished or changed"
         )
+
+
+def _format_version(state: CatalogState) -> int:
+    return int(json.loads(state.get("store", STORE_KEY) or b"{}").get("format_version", 1))
 
 
 def _check_owners(context: Context, state: CatalogState) -> None:

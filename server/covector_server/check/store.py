@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from covector.errors import Conflict, InvalidInput, Unavailable
-from covector_server.check.catalog_state import CATALOG_FILE, CatalogState, read_catalog
+from covector_server.check.catalog_state import CATALOG_FILE, STORE_KEY, CatalogState, read_catalog
 from covector_server.check.claims import Unclaimed
 from covector_server.check.collection import check_collection
 from covector_server.check.context import Context, OnProgress
@@ -21,8 +21,6 @@ from covector_server.check.salvage import salvage_tree
 from covector_server.metadata.catalog import numbers
 from covector_server.metadata.records import FORMAT_VERSION, StoreRecord
 from covector_server.storage.disk import Disk
-
-_STORE_KEY = b"store"
 
 
 @dataclass(slots=True)
@@ -99,7 +97,7 @@ def locked(data: Path) -> Iterator[None]:
 
 
 def _store_record(context: Context, state: CatalogState) -> StoreRecord | None:
-    value = state.get("store", _STORE_KEY)
+    value = state.get("store", STORE_KEY)
     if value is None:
         if state.is_whole and any((context.data / "collections").iterdir()):
             state.is_whole = False
