@@ -30,7 +30,7 @@ class Scrubbed:
     def __init__(self, data: Path, bytes_per_s: int = 1 << 40) -> None:
         self.data = data
         self.store = Store(data, SIZES)
-        self.log = DamageLog()
+        self.log = DamageLog(100)
         self.now_s = 0.0
         self.scrubber = Scrubber(self.store.catalog, data, self.log, bytes_per_s, lambda: self.now_s)
 
@@ -62,7 +62,7 @@ def test_a_sound_store_is_read_whole_and_clean(scrubbed: Scrubbed) -> None:
     first = scrubbed.round()
     assert scrubbed.round() == first
     assert first > (54 + 2 + 54 + 3) * (DIM * 2 + 4 + 8 + 4)
-    assert scrubbed.log.damages() == []
+    assert scrubbed.log.found() == []
     assert scrubbed.scrubber.progress.round_count == 2
     assert scrubbed.scrubber.progress.total_bytes == first
 
@@ -85,15 +85,15 @@ def test_damage_is_remembered_once(scrubbed: Scrubbed, path: str, offset: int, c
     spoil(scrubbed.data / path, offset)
     scrubbed.round()
     scrubbed.round()
-    (damage,) = scrubbed.log.damages()
+    ((collection, damage),) = scrubbed.log.found()
     assert (damage.path, damage.checkpoint, damage.row_count) == (path, checkpoint, row_count)
-    assert damage.collection == {"1": "many", "2": "few"}[path.split("/")[1]]
+    assert collection == {"1": "many", "2": "few"}[path.split("/")[1]]
 
 
 def test_a_missing_file_is_damage(scrubbed: Scrubbed) -> None:
     (scrubbed.data / "collections/1/1/0/scales/c/0").unlink()
     scrubbed.round()
-    (damage,) = scrubbed.log.damages()
+    ((_, damage),) = scrubbed.log.found()
     assert "No such file" in damage.message
     assert damage.row_count == 16
 
@@ -107,7 +107,7 @@ def test_a_catalog_value_is_damage(image: Path, tmp_path: Path) -> None:
             transaction.put(key, value[:-1] + b"?")
     scrubbed = Scrubbed(data)
     scrubbed.round()
-    (damage,) = scrubbed.log.damages()
+    ((_, damage),) = scrubbed.log.found()
     assert damage.path == "catalog.lmdb"
     assert "writers" in damage.message
     scrubbed.store.close()
@@ -127,7 +127,7 @@ def test_rows_that_come_meanwhile_are_no_damage(scrubbed: Scrubbed) -> None:
         keys = [f"new {sequence} {row}" for row in range(3)]
         committer.submit(spec, batch_of(sequence, keys, rng.standard_normal((3, DIM)))).result()
     assert sequence >= 10
-    assert scrubbed.log.damages() == []
+    assert scrubbed.log.found() == []
     committer.stop()
 
 
@@ -140,7 +140,7 @@ def test_a_collection_that_goes_is_no_damage(scrubbed: Scrubbed) -> None:
     scrubbed.store.create_collection("other", Space(dim=DIM), False)
     scrubbed.scrubber._bytes_per_s = 1 << 40
     scrubbed.round()
-    assert scrubbed.log.damages() == []
+    assert scrubbed.log.found() == []
 
 
 def test_the_rate_holds(image: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_no_rate_is_off(image: Path, tmp_path: Path) -> None:
 def test_an_empty_store(tmp_path: Path) -> None:
     scrubbed = Scrubbed(tmp_path / "store")
     scrubbed.round()
-    assert scrubbed.log.damages() == []
+    assert scrubbed.log.found() == []
     scrubbed.store.close()
 
 

@@ -62,11 +62,12 @@ class ArrayCheck:
         self.context.claims.file(path)
         self.context.claims.explain(f"{path}.tmp", "a process died while it replaced zarr.json")
         row_count = self.counters.row_count
-        full = row_count // self.layout.shard_rows * self.layout.shard_rows
+        full = row_count // self.layout.shard_rows
         directory = self.context.data / self.directory
         note, repair = "write it from the catalog", write_document(directory, self.layout, self.sealed_row_count)
         try:
-            allowed = {self.sealed_row_count, full, row_count}
+            shards = range(self.counters.sealed_shard_count, full + 1)  # those not sealed yet may be published
+            allowed = {row_count, self.sealed_row_count} | {shard * self.layout.shard_rows for shard in shards}
             self.published = published_row_count(self.context.data / path, self.layout, allowed)
         except FileNotFoundError:
             self._add("missing", "the file is missing", path, repair=repair, note=note)
@@ -153,7 +154,7 @@ class _ShardCheck:
         self._whole_chunks, self._tail_rows = divmod(rows, array.layout.chunk_rows)
         self._is_sealed = shard < array.counters.sealed_shard_count
         published = array.published or 0
-        self._is_published = not self._is_sealed and published == array.counters.row_count > self._first_row
+        self._is_published = not self._is_sealed and published > self._first_row
 
     def run(self) -> None:
         for chunk in range(self._whole_chunks):

@@ -11,13 +11,13 @@ from xxhash import xxh3_64_intdigest
 
 from covector.blocks import decode_key
 from covector.errors import Corrupt, InvalidInput
+from covector_server.check.blocks import open_block
 from covector_server.check.context import Context
 from covector_server.check.findings import KEYS_NAMED
 from covector_server.check.reading import ShortRead
 from covector_server.metadata.records import BlockRecord
-from covector_server.storage.row_log import Block
 
-READ_ERRORS = (Corrupt, ShortRead, OSError, ValueError, EOFError)
+READ_ERRORS = (Corrupt, ShortRead, OSError)
 
 
 def log_path(directory: str, file: int) -> str:
@@ -76,7 +76,7 @@ class RowKeys:
     def _read(self, record: BlockRecord) -> list[bytes | None]:
         try:
             with self._context.open(log_path(self._directory, record.file)) as file:
-                keys = Block.decode(file.read(record.offset_bytes, record.size_bytes)).keys
+                keys = open_block(file.read(record.offset_bytes, record.size_bytes)).keys
         except READ_ERRORS:
             keys = None
         return [None] * record.row_count if keys is None else keys.values()

@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from covector.errors import Corrupt
+from covector_server.check.blocks import NEW, SUPPLEMENT, Block, open_block
 from covector_server.check.catalog_state import CatalogState
 from covector_server.check.context import Context
 from covector_server.check.findings import Finding, Severity
@@ -16,7 +16,6 @@ from covector_server.check.repairs import zero_range
 from covector_server.check.row_keys import READ_ERRORS, RowKeys, log_path
 from covector_server.metadata.catalog import number, numbers
 from covector_server.metadata.records import BlockRecord, CollectionCounters, CollectionRecord
-from covector_server.storage.row_log import NEW, SUPPLEMENT, Block
 
 _DELETED_RANGE = 1 << 16
 
@@ -57,11 +56,11 @@ class RowsCheck:
         path = log_path(self._directory, record.file)
         try:
             with self._context.open(path) as file:
-                block = Block.decode(file.read(record.offset_bytes, record.size_bytes))
+                block = open_block(file.read(record.offset_bytes, record.size_bytes))
             self._check_sense(kind, place, record, block)
         except FileNotFoundError:
             self._bad_block(record, "missing", "the file is missing")
-        except (*READ_ERRORS, zstandard.ZstdError) as error:
+        except READ_ERRORS as error:
             self._bad_block(record, "row_block", f"at {record.offset_bytes}: {error}")
         else:
             if kind == NEW and block.keys is not None:

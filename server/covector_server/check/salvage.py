@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 from crc32c import crc32c
 
 from covector.errors import Corrupt
+from covector_server.check.blocks import open_block
 from covector_server.check.catalog_state import CatalogState
 from covector_server.check.context import Context
 from covector_server.check.findings import Finding
 from covector_server.check.reading import CheckedFile, ShortRead
-from covector_server.check.row_keys import READ_ERRORS
 from covector_server.metadata.catalog import number
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
-from covector_server.storage.row_log import Block
 
 _MAGIC = b"CVRB"
 _HEADER_BYTES, _SECTIONS_OFFSET, _SECTION_BYTES = 96, 28, 16  # of a block: see docs/design/002-row-log.md
@@ -106,8 +104,8 @@ class _Salvage:
                 continue
             self._gap(path, data, end, place)
             try:
-                Block.decode(data[place : place + size])
-            except (*READ_ERRORS, Corrupt, zstandard.ZstdError) as error:
+                open_block(data[place : place + size])
+            except Corrupt as error:
                 self._bad("row_block", f"at {place}: keys, texts and metadata of its rows: {error}", path)
             place = end = place + size
         self._gap(path, data, end, len(data))

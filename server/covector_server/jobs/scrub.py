@@ -8,6 +8,7 @@ same is the piece damaged. What a read brought into the page cache is let go aga
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,6 +26,7 @@ from covector_server.storage.row_log import FILE_BYTES
 
 STEP_BYTES = 64 << 20
 _LARGE = ("row_blocks", "tombstones", "deleted_rows", "checkpoint_counters")  # read a collection at a time
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # say nothing about the file
 _ATTEMPTS = 3  # a piece that changes each time it is read waits for the next round
 
 
@@ -109,13 +111,15 @@ class Scrubber:
             try:
                 trouble = yield from piece.check(reading, values)
             except OSError as error:
+                if error.errno in _SHORTAGES:
+                    return  # for the next round
                 trouble = f"it cannot be read: {error.strerror}"
             finally:
                 reading.close()
             if trouble is None:
                 return
             if self._values(piece) == values:
-                self._damages.add(piece.damage(values, trouble))
+                self._damages.report(*piece.damage(values, trouble))
                 return
 
     def _values(self, piece: Piece) -> Values | None:
@@ -163,7 +167,7 @@ class Scrubber:
                 for key, value in reader.scan(table, prefix):
                     byte_count += len(key) + len(value)
         except Corrupt as error:
-            self._damages.add(Damage("", "", "catalog.lmdb", error.message))
+            self._damages.report("", Damage("", "catalog.lmdb", error.message, 0))
         return byte_count
 
     def _keys(self, table: Table, prefix: bytes) -> list[bytes]:

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import zstandard
 from crc32c import crc32c
 
 from covector.errors import Corrupt
+from covector_server.check.blocks import open_block
 from covector_server.metadata.catalog import Table, numbers
 from covector_server.metadata.records import BlockRecord, CheckpointCounters, CheckpointRecord, CollectionRecord
 from covector_server.storage.damage import Damage
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
-from covector_server.storage.row_log import Block
 
 READ_BYTES = 1 << 20  # small, so that nobody waits for the interpreter
 Values = tuple[bytes, ...]  # of the entries a piece names, in their order
@@ -39,8 +38,8 @@ class Piece(Protocol):
         """Reads the piece; returns what is wrong with it, or None. Raises OSError."""
         ...
 
-    def damage(self, values: Values, trouble: str) -> Damage:
-        """The entry for the damage log."""
+    def damage(self, values: Values, trouble: str) -> tuple[str, Damage]:
+        """The collection's name and the entry for the damage log."""
         ...
 
 
@@ -113,9 +112,9 @@ class _ArrayPiece:
     def _is_current(self, values: Values) -> bool:
         return CheckpointRecord.decode(values[1]).generation == self.generation
 
-    def _damage(self, values: Values, trouble: str, row_count: int) -> Damage:
+    def _damage(self, values: Values, trouble: str, row_count: int) -> tuple[str, Damage]:
         collection, checkpoint = CollectionRecord.decode(values[0]), CheckpointRecord.decode(values[1])
-        return Damage(collection.name, checkpoint.name, self.path, trouble, row_count)
+        return collection.name, Damage(checkpoint.name, self.path, trouble, row_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ class ChunkPiece(_ArrayPiece):
             expected = int.from_bytes(reading.read(self.path, start + size, CHECKSUM_BYTES), "little")
         return None if checksum == expected else f"{self._place(rows)} do not match their checksum"
 
-    def damage(self, values: Values, trouble: str) -> Damage:
+    def damage(self, values: Values, trouble: str) -> tuple[str, Damage]:
         return self._damage(values, trouble, self._rows(CheckpointCounters.decode(values[2])))
 
     def _rows(self, counters: CheckpointCounters) -> int:
@@ -172,7 +171,7 @@ class IndexPiece(_ArrayPiece):
         yield len(found)
         return None if found == expected else "the shard's index is damaged: Zarr tools cannot read the shard"
 
-    def damage(self, values: Values, trouble: str) -> Damage:
+    def damage(self, values: Values, trouble: str) -> tuple[str, Damage]:
         return self._damage(values, trouble, 0)
 
 
@@ -193,14 +192,15 @@ class BlockPiece:
         data = reading.read(self._path(record), record.offset_bytes, record.size_bytes)
         yield len(data)
         try:
-            Block.decode(bytes(data))
-        except (Corrupt, ValueError, zstandard.ZstdError) as error:
+            open_block(bytes(data))
+        except Corrupt as error:
             return f"keys, texts and metadata of rows with ids {record.first} to {record.last}: {error}"
         return None
 
-    def damage(self, values: Values, trouble: str) -> Damage:
+    def damage(self, values: Values, trouble: str) -> tuple[str, Damage]:
         record = BlockRecord.decode(values[1])
-        return Damage(CollectionRecord.decode(values[0]).name, "", self._path(record), trouble, record.row_count)
+        damage = Damage("", self._path(record), trouble, record.row_count)
+        return CollectionRecord.decode(values[0]).name, damage
 
     def _path(self, record: BlockRecord) -> str:
         return f"collections/{numbers(self.id_)[0]}/rows/{record.file:08d}.blocks"
