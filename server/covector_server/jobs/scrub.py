@@ -18,11 +18,10 @@ from pathlib import Path
 from covector.errors import Corrupt
 from covector.types import Space
 from covector_server.jobs.scrub_pieces import BlockPiece, ChunkPiece, IndexPiece, Piece, Reading, Values
-from covector_server.metadata.catalog import TABLES, Catalog, Table
-from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, CollectionCounters, CollectionRecord
+from covector_server.metadata.catalog import TABLES, Catalog, Table, numbers
+from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, CollectionRecord
 from covector_server.storage.damage import Damage, DamageLog
 from covector_server.storage.layout import checkpoint_layouts
-from covector_server.storage.row_log import FILE_BYTES
 
 STEP_BYTES = 64 << 20
 _LARGE = ("row_blocks", "tombstones", "deleted_rows", "checkpoint_counters")  # read a collection at a time
@@ -178,6 +177,7 @@ class Scrubber:
         return keys
 
     def _total_bytes(self) -> int:
+        """About how much a round reads."""
         total = 0
         for id_ in self._keys("collections", b""):
             for key in self._keys("checkpoints", id_):
@@ -186,7 +186,7 @@ class Scrubber:
                     dim, record, counters = state
                     layouts = checkpoint_layouts(dim, record.chunk_rows, record.shard_rows)
                     total += counters.row_count * sum(layout.row_bytes for layout in layouts)
-            with suppress(Corrupt), self._catalog.read() as reader:
-                log = CollectionCounters.decode(reader.get("collection_counters", id_) or b"{}")
-                total += log.log_file * FILE_BYTES + log.log_offset_bytes
+            log = self._data / "collections" / str(numbers(id_)[0]) / "rows"
+            with suppress(OSError):  # the collection may go meanwhile
+                total += sum(path.stat().st_size for path in log.glob("*.blocks"))
         return total
