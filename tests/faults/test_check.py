@@ -4,11 +4,13 @@ import fcntl
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from crc32c import crc32c
 from tests.faults.store_images import ARRAYS, contents, make
 
 from covector.errors import InvalidInput, Unavailable
@@ -406,6 +408,46 @@ def test_a_key_written_again_after_its_deletion_is_not_twice(closed: Path) -> No
     keys.add(BlockRecord(0, 0, 1, 2, 3, 2), [b"c", b"a"])
     assert keys.twice(np.array([], dtype=np.int64)) == [(0, 3)]
     assert keys.twice(np.array([0], dtype=np.int64)) == []
+
+
+def key_run(first: int, stop: int, bits: int = 1) -> bytes:
+    """A run of the key table, by the words of its format."""
+    rng = np.random.default_rng(0)
+    count, words = stop - first, 2
+    sections = [rng.bytes(8 * entries) for entries in (1 << bits, count, count, words)]
+    checksums = b"".join(crc32c(section).to_bytes(4, "little") for section in sections)
+    header = struct.pack("<4sHHQQQQI", b"CVKR", 1, bits, count, first, stop, words, crc32c(checksums))
+    return (header + crc32c(header).to_bytes(4, "little")).ljust(64, b"\0") + b"".join(sections)
+
+
+def test_every_byte_of_derived_files_counts(closed: Path) -> None:
+    postings = np.random.default_rng(1).bytes(50)
+    checksum = crc32c(postings)
+    files = {
+        "keys/00000007.run": key_run(0, 12),
+        "postings/00000003.postings": postings + checksum.to_bytes(4, "little"),
+    }
+    for name, data in files.items():
+        path = closed / "collections/1" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    sizes = [len(data) for data in files.values()]
+    run = {"first": 0, "stop": 12, "count": 12, "size_bytes": sizes[0]}
+    put(closed, "key_runs", number(1, 7), json.dumps(run).encode())
+    put(closed, "postings", number(1, 3), json.dumps({"size_bytes": sizes[1], "checksum": checksum}).encode())
+    assert check(closed).findings == []
+    for name, data in files.items():
+        path = closed / "collections/1" / name
+        flips = [data[:at] + bytes([data[at] ^ 8]) + data[at + 1 :] for at in range(0, len(data), 5)]
+        for spoiled in (*flips, data[:-1], data + b"x", b""):
+            path.write_bytes(spoiled)
+            assert only(check(closed)).path == f"collections/1/{name}"
+        path.write_bytes(data)
+    (closed / "collections/1/keys/00000007.run").unlink()
+    assert {finding.kind for finding in check(closed).damage} == {"derived"}
+    assert repair(closed).findings == []
+    (closed / "collections/1/keys/00000008.run.tmp").write_bytes(b"begun")
+    assert only(check(closed), Severity.LEFTOVER).kind == "orphan"
 
 
 def test_a_server_keeps_the_check_away(crashed: Path) -> None:

@@ -7,16 +7,16 @@ as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from covector.errors import InvalidInput
 from covector.types import Space
 from covector_server.check.catalog_state import CatalogState
+from covector_server.check.checked_collection import CheckedCollection
 from covector_server.check.checkpoints import CheckpointCheck
 from covector_server.check.context import Context
+from covector_server.check.derived import KEY_RUNS, POSTINGS
 from covector_server.check.findings import Finding
-from covector_server.check.row_keys import RowKeys
 from covector_server.check.rows import RowsCheck
 from covector_server.metadata.catalog import Table, number, numbers
 from covector_server.metadata.records import (
@@ -31,29 +31,8 @@ R = TypeVar("R", bound=Record)
 FIELD_TYPES = (b"string", b"number", b"boolean")
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedCollection:
-    """What a checker of derived files is given."""
-
-    context: Context
-    state: CatalogState
-    record: CollectionRecord
-    counters: CollectionCounters
-    keys: RowKeys
-
-    @property
-    def directory(self) -> str:
-        """Where the collection lies, below the data directory."""
-        return f"collections/{self.record.id}"
-
-    def add(self, kind: str, message: str, path: str, row_count: int = 0) -> None:
-        """Notes a finding about a file of the collection."""
-        name = self.record.name
-        self.context.add(Finding(kind=kind, message=message, path=path, collection=name, row_count=row_count))
-
-
-DerivedChecker = Callable[[CheckedCollection], None]
-DERIVED: dict[str, DerivedChecker | None] = {"keys": None, "postings": None, "indexes": None}
+DerivedChecker = Callable[[CheckedCollection, str], None]  # the collection, the directory below the data directory
+DERIVED: dict[str, DerivedChecker | None] = {"keys": KEY_RUNS.run, "postings": POSTINGS.run, "indexes": None}
 
 
 def check_collection(context: Context, state: CatalogState, id_: bytes) -> None:
@@ -76,9 +55,10 @@ def check_collection(context: Context, state: CatalogState, id_: bytes) -> None:
     _check_fields(context, state, record, id_)
     for key, _ in state.scan("checkpoints", id_):
         _check_checkpoint(context, state, record, key, rows)
-    collection = CheckedCollection(context, state, record, counters, rows.keys)
+    collection = CheckedCollection(context, state, record)
     for name, checker in DERIVED.items():
-        context.claims.tree(f"{directory}/{name}") if checker is None else checker(collection)
+        path = f"{directory}/{name}"
+        context.claims.tree(path) if checker is None else checker(collection, path)
     _explain_leftovers(context, state, record, counters)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ class Context:
         self.report = Report()
         self.claims = Claims()
         self.expected_bytes = 0
+        self.aside = f"lost+found/{time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())}"  # where a repair moves files
         self._on_progress = on_progress or (lambda done, total: None)
 
     def add(self, finding: Finding) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from covector_server.check.findings import Repair
-from covector_server.metadata.catalog import number
+from covector_server.metadata.catalog import Table, number
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.records import CheckpointCounters
 from covector_server.storage.disk import Disk
@@ -78,6 +78,22 @@ def finish_seals(
                 writer.put("checkpoint_counters", number(*key), sealed.encode())
         finally:
             catalog.close()
+
+    return repair
+
+
+def forget_derived(data: Path, table: Table, key: bytes, path: str, lost_and_found: str) -> Repair:
+    """Takes a derived file out of the catalog and sets it aside; what it was derived from is untouched."""
+
+    def repair(disk: Disk) -> None:
+        catalog = LmdbCatalog(data / "catalog.lmdb")
+        try:
+            with catalog.write() as writer:
+                writer.delete(table, key)
+        finally:
+            catalog.close()
+        if (data / path).exists():
+            set_aside(data, path, lost_and_found)(disk)
 
     return repair
 

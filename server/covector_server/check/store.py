@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,10 +129,9 @@ def _explain_collections(context: Context, state: CatalogState, record: StoreRec
 
 
 def _check_unclaimed(context: Context, state: CatalogState) -> None:
-    aside = f"lost+found/{time.strftime('%Y-%m-%dT%H-%M-%SZ', time.gmtime())}"
     for unclaimed in list(context.claims.unclaimed(context.data)):
         if state.is_whole:
-            context.add(_extra(context.data, unclaimed, aside))
+            context.add(_extra(context.data, unclaimed, context.aside))
         else:
             salvage_tree(context, state, unclaimed.path)
 
