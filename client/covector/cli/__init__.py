@@ -19,10 +19,10 @@ from covector.errors import CovectorError
 
 _COMMANDS = {
     "serve": "serve a data directory",
+    "fsck": "check a store at rest, and repair what can be",
     "ingest": "store gradients from .npy or .npz files",
     "query": "name the rows that pushed a behaviour up or down",
     "collections": "list what a server holds",
-    "fsck": "check a store at rest, and repair what can be",
     "demo": "fine-tune a small model, and ask which rows taught it a fact",
 }
 
