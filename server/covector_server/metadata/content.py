@@ -27,7 +27,10 @@ class ContentSum:
         self._sum = content_of(reader) if stored is None else decode_content(stored)
 
     def replace(self, table: Table, key: bytes, before: bytes | None, after: bytes | None) -> None:
-        """An entry's stored value was ``before`` and is ``after``; None for no entry."""
+        """An entry's stored value was ``before`` and is ``after``; None for no entry. The digest's own entry, which a
+        copy may bring along, does not count."""
+        if _is_digest(table, key):
+            return
         if before is not None:
             self._sum -= entry_hash(table, key, before)
         if after is not None:
