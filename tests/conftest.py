@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("covector")
 
 # Kept for the whole run: else the last server of grpc.aio to be garbage-collected ends its poller from inside the
 # collector, and may wait for it for ever.
-grpc.aio.init_grpc_aio()
+grpc.aio.init_grpc_aio()  # type: ignore[attr-defined]  # missing in the stubs
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from covector_server.ingest.deleting import delete_rows
 from covector_server.jobs.maintenance import Maintenance
 from covector_server.jobs.operations import Operations
 from covector_server.jobs.postings import PostingsIndexer
+from covector_server.jobs.scrub import Scrubber
 from covector_server.limits import Limits
 from covector_server.rpc.admin import AdminParts, AdminServicer
 from covector_server.rpc.authentication import ApiKeyInterceptor
@@ -79,6 +80,7 @@ class Server:
         self._store = Store(config.data, config.sizes, limits=config.limits)
         self._space = FreeSpace(config.data, config.disk_low_water_bytes)
         self._snapshots = Snapshots(self._store, self._space)
+        self._scrubber = Scrubber(self._store.catalog, config.data, self._store.damages, config.scrub_bytes_per_s)
         self._maintenance = Maintenance(self._store)
         self._committer = Committer(self._store, config.limits, self._maintenance.seal, self._space.check)
         self._operations = Operations(self._store, self._committer, limits=config.limits)
@@ -96,7 +98,7 @@ class Server:
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {listen}: {error}; is the port taken?") from error
         indexer = PostingsIndexer(self._store, self._committer, self._config.limits)
-        self._maintenance.start(self._committer, [indexer.step])
+        self._maintenance.start(self._committer, [indexer.step, self._scrubber.step])
         await self._grpc.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -152,7 +154,7 @@ class Server:
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(
             OperationsServicer(self._operations, limits), server
         )
-        parts = AdminParts(store, self._snapshots, self._operations, self._space, limits, store.damages)
+        parts = AdminParts(store, self._snapshots, self._operations, self._space, limits, store.damages, self._scrubber)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(parts), server)
 
     def _add_port(self, listen: str) -> int:

@@ -22,6 +22,7 @@ class Config:
     api_key: str | None = None
     tls: tuple[Path, Path] | None = None  # certificate chain, private key
     limits: Limits = field(default_factory=Limits)
+    scrub_bytes_per_s: int = 32 << 20  # how fast the scrubber reads; 0: not at all
     sizes: Sizes = field(default_factory=Sizes)
     query_threads: int = 2
     ingest_threads: int = 2
@@ -45,6 +46,7 @@ def parse(arguments: list[str] | None = None) -> Config:
         listen=given.listen,
         api_key=key or None,
         tls=None if given.tls_cert is None else (given.tls_cert, given.tls_key),
+        scrub_bytes_per_s=given.scrub_mib_per_s << 20,
         sizes=Sizes(shard_bytes=given.shard_mib << 20),
         query_threads=given.query_threads,
         disk_low_water_bytes=_not_negative("--disk-low-water-mib", given.disk_low_water_mib) << 20,
@@ -71,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="clients must send this key")
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM certificate chain")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM private key")
+    parser.add_argument(
+        "--scrub-mib-per-s",
+        type=int,
+        default=32,
+        metavar="MIB",
+        help="read to check what is stored (default 32, 0: off)",
+    )
     parser.add_argument("--shard-mib", type=int, default=256, metavar="MIB", help="size of new shards (default 256)")
     parser.add_argument("--query-threads", type=int, default=2, metavar="N", help="queries at once (default 2)")
     parser.add_argument(

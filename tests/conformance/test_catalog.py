@@ -1,13 +1,15 @@
 """Every catalog keeps the same contract."""
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from covector.errors import Corrupt, Unavailable
-from covector_server.metadata.catalog import Catalog, number, numbers, open_value, seal_value
+from covector_server.metadata.catalog import TABLES, Catalog, number, numbers, open_value, seal_value
+from covector_server.metadata.content import CONTENT_KEY, content_of, decode_content
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 from covector_server.metadata.memory_catalog import MemoryCatalog
 
@@ -107,6 +109,58 @@ def test_a_copy_that_cannot_be_made(tmp_path: Path) -> None:
     catalog = LmdbCatalog(tmp_path / "catalog.lmdb")
     with pytest.raises(Unavailable, match="could not be copied"):
         catalog.copy_to(tmp_path / "catalog.lmdb")
+
+
+def test_the_content_digest_follows_every_change(catalog: Catalog) -> None:
+    rng = random.Random(0)
+    for _ in range(30):
+        with contextlib.suppress(KeyError), catalog.write() as writer:
+            for _ in range(rng.randrange(5)):
+                table, key = rng.choice(TABLES[1:]), number(rng.randrange(6))
+                if rng.random() < 0.3:
+                    writer.delete(table, key)
+                else:
+                    writer.put(table, key, rng.randbytes(rng.randrange(40)))
+            if rng.random() < 0.2:
+                raise KeyError
+        with catalog.read() as reader:
+            stored = reader.get("store", CONTENT_KEY)
+            assert (decode_content(stored) if stored else 0) == content_of(reader)
+
+
+def test_a_digest_that_a_copy_brings_along_does_not_count(catalog: Catalog) -> None:
+    with catalog.write() as writer:
+        writer.put("store", CONTENT_KEY, b"\7" * 8)
+        writer.put("names", b"a", b"1")
+    with catalog.read() as reader:
+        assert decode_content(reader.get("store", CONTENT_KEY) or b"") == content_of(reader)
+
+
+def test_the_content_digest_does_not_depend_on_the_order_of_writes() -> None:
+    digests = []
+    for keys in ([1, 2, 3], [3, 1, 2]):
+        catalog = MemoryCatalog()
+        for key in keys:
+            with catalog.write() as writer:
+                writer.put("names", number(key), b"x" * key)
+        with catalog.read() as reader:
+            digests.append(reader.get("store", CONTENT_KEY))
+    assert digests[0] == digests[1]
+
+
+def test_a_catalog_without_a_digest_gets_it_with_the_first_write(tmp_path: Path) -> None:
+    catalog = LmdbCatalog(tmp_path / "catalog.lmdb")
+    with catalog._environment.begin(write=True) as transaction:
+        for key in (b"a", b"b"):
+            transaction.put(key, seal_value("names", key, b"1"), db=catalog._tables["names"])
+    with catalog.write():
+        pass
+    with catalog.read() as reader:
+        assert reader.get("store", CONTENT_KEY) is None
+    with catalog.write() as writer:
+        writer.put("names", b"c", b"1")
+    with catalog.read() as reader:
+        assert decode_content(reader.get("store", CONTENT_KEY) or b"") == content_of(reader) > 0
     catalog.close()
 
 

@@ -29,6 +29,7 @@ from covector.v1 import admin_pb2 as pb
 from covector.v1 import admin_pb2_grpc, operations_pb2, operations_pb2_grpc, query_pb2
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.operations import SUCCEEDED, Operations
+from covector_server.jobs.scrub import ScrubProgress
 from covector_server.limits import Limits
 from covector_server.metadata.records import FORMAT_VERSION
 from covector_server.rpc.admin import AdminParts, AdminServicer, NoScrub
@@ -131,7 +132,7 @@ def test_the_status_names_damage_and_collections_that_take_nothing(served: Serve
         served.store.create_collection(name, Space(dim=2), exist_ok=False)
     served.store.collection("c").read_only = Unavailable("a sync failed")
     served.store.collection("d").fault = Unavailable("damaged")
-    served.parts = replace(served.parts, damages=Damages(), scrub=NoScrub(5, 9, 2))
+    served.parts = replace(served.parts, damages=Damages(), scrub=NoScrub(ScrubProgress(5, 9, 2)))
     status = served.call(lambda stub: stub.GetStatus(pb.GetStatusRequest()))
     assert [(each.collection, each.reason) for each in status.read_only_collections] == [
         ("c", "a sync failed"),

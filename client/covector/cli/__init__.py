@@ -19,6 +19,7 @@ from covector.errors import CovectorError
 
 _COMMANDS = {
     "serve": "serve a data directory",
+    "fsck": "check a store at rest, and repair what can be",
     "ingest": "store gradients from .npy, .npz, .safetensors or Zarr files",
     "query": "name the rows that pushed a behaviour up or down",
     "delete": "delete rows by key or by a filter",

@@ -17,7 +17,7 @@ from crc32c import crc32c
 from covector.errors import Corrupt
 
 Table = Literal[
-    "store",  # format version
+    "store",  # format version; the content digest
     "names",  # collection name -> id
     "collections",  # id -> what never changes
     "collection_counters",  # id -> next row id, end of the row log

@@ -14,6 +14,7 @@ import lmdb
 
 from covector.errors import Unavailable
 from covector_server.metadata.catalog import TABLES, Table, open_value, seal_value
+from covector_server.metadata.content import CONTENT_KEY, ContentSum
 
 MAP_BYTES = 1 << 40  # sparse: address space, not disk
 READERS_MAX = 2048
@@ -36,11 +37,13 @@ class LmdbCatalog:
             yield LmdbTransaction(transaction, self._tables)
 
     @contextmanager
-    def write(self) -> Iterator[LmdbTransaction]:
+    def write(self) -> Iterator[LmdbWriter]:
         """A write transaction, committed and synced when the block ends without an exception."""
         try:
             with self._environment.begin(write=True) as transaction:
-                yield LmdbTransaction(transaction, self._tables)
+                writer = LmdbWriter(transaction, self._tables)
+                yield writer
+                writer.put_content()
         except lmdb.Error as error:
             raise Unavailable(f"the catalog could not be written ({error}); free space or look at the disk") from error
 
@@ -56,7 +59,7 @@ class LmdbCatalog:
 
 
 class LmdbTransaction:
-    """One transaction; ``catalog.Reader`` and ``catalog.Writer`` both."""
+    """A read transaction, ``catalog.Reader``."""
 
     def __init__(self, transaction: lmdb.Transaction, tables: dict[Table, lmdb._Database]) -> None:
         self._transaction = transaction
@@ -83,8 +86,29 @@ class LmdbTransaction:
                 return None
             return at, open_value(table, at, bytes(cursor.value()))
 
+
+class LmdbWriter(LmdbTransaction):
+    """A write transaction, ``catalog.Writer``. It keeps the content digest."""
+
+    _content: ContentSum | None = None  # made by the first change
+
     def put(self, table: Table, key: bytes, value: bytes) -> None:
-        self._transaction.put(key, seal_value(table, key, value), db=self._tables[table])
+        self._put_stored(table, key, seal_value(table, key, value))
 
     def delete(self, table: Table, key: bytes) -> None:
-        self._transaction.delete(key, db=self._tables[table])
+        self._put_stored(table, key, None)
+
+    def put_content(self) -> None:
+        """Writes the digest, if anything changed. The last step before the commit."""
+        if self._content is not None:
+            stored = seal_value("store", CONTENT_KEY, self._content.encode())
+            self._transaction.put(CONTENT_KEY, stored, db=self._tables["store"])
+
+    def _put_stored(self, table: Table, key: bytes, stored: bytes | None) -> None:
+        content = self._content = self._content or ContentSum(self)
+        before = self._transaction.get(key, db=self._tables[table])
+        content.replace(table, key, None if before is None else bytes(before), stored)
+        if stored is None:
+            self._transaction.delete(key, db=self._tables[table])
+        else:
+            self._transaction.put(key, stored, db=self._tables[table])

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from covector_server.metadata.catalog import TABLES, Table, open_value, seal_value
+from covector_server.metadata.content import CONTENT_KEY, ContentSum
 from covector_server.metadata.lmdb_catalog import LmdbCatalog
 
 _Tables = dict[Table, dict[bytes, bytes]]
@@ -25,10 +26,12 @@ class MemoryCatalog:
         yield MemoryTransaction(self._committed)
 
     @contextmanager
-    def write(self) -> Iterator[MemoryTransaction]:
+    def write(self) -> Iterator[MemoryWriter]:
         with self._writing:
             draft = {table: dict(entries) for table, entries in self._committed.items()}
-            yield MemoryTransaction(draft)
+            writer = MemoryWriter(draft)
+            yield writer
+            writer.put_content()
             self._committed = draft
 
     def copy_to(self, path: Path) -> None:
@@ -45,7 +48,7 @@ class MemoryCatalog:
 
 
 class MemoryTransaction:
-    """One transaction; ``catalog.Reader`` and ``catalog.Writer`` both."""
+    """A read transaction, ``catalog.Reader``."""
 
     def __init__(self, tables: _Tables) -> None:
         self._tables = tables
@@ -66,8 +69,26 @@ class MemoryTransaction:
             return None
         return at, open_value(table, at, entries[at])
 
+
+class MemoryWriter(MemoryTransaction):
+    """A write transaction, ``catalog.Writer``. It keeps the content digest."""
+
+    _content: ContentSum | None = None  # made by the first change
+
     def put(self, table: Table, key: bytes, value: bytes) -> None:
-        self._tables[table][key] = seal_value(table, key, value)
+        stored = seal_value(table, key, value)
+        self._count(table, key, stored)
+        self._tables[table][key] = stored
 
     def delete(self, table: Table, key: bytes) -> None:
+        self._count(table, key, None)
         self._tables[table].pop(key, None)
+
+    def put_content(self) -> None:
+        """Writes the digest, if anything changed. The last step before the commit."""
+        if self._content is not None:
+            self._tables["store"][CONTENT_KEY] = seal_value("store", CONTENT_KEY, self._content.encode())
+
+    def _count(self, table: Table, key: bytes, stored: bytes | None) -> None:
+        self._content = self._content or ContentSum(self)
+        self._content.replace(table, key, self._tables[table].get(key), stored)

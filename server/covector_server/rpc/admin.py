@@ -13,6 +13,7 @@ from covector._version import __version__
 from covector.v1 import admin_pb2 as pb
 from covector.v1 import admin_pb2_grpc, query_pb2
 from covector_server.jobs.operations import Operations
+from covector_server.jobs.scrub import ScrubProgress
 from covector_server.jobs.snapshot import create_snapshot
 from covector_server.limits import Limits
 from covector_server.metadata.records import OperationRecord
@@ -49,14 +50,12 @@ class Damages(Protocol):
 
 
 class Scrub(Protocol):
-    """How far the search for damage is."""
+    """The search for damage."""
 
     @property
-    def done_bytes(self) -> int: ...
-    @property
-    def total_bytes(self) -> int: ...
-    @property
-    def round_count(self) -> int: ...
+    def progress(self) -> ScrubProgress:
+        """How far it is."""
+        ...
 
 
 class NoDamages:
@@ -71,9 +70,7 @@ class NoDamages:
 class NoScrub:
     """``Scrub`` where nobody looks."""
 
-    done_bytes: int = 0
-    total_bytes: int = 0
-    round_count: int = 0
+    progress: ScrubProgress = field(default_factory=ScrubProgress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class AdminParts:
     space: FreeSpace
     limits: Limits
     damages: Damages = field(default_factory=NoDamages)
-    scrub: Scrub = NoScrub()
+    scrub: Scrub = field(default_factory=NoScrub)
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -98,7 +95,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     @unary
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
-        parts = self._parts
+        parts, progress = self._parts, self._parts.scrub.progress
         return pb.GetStatusResponse(
             version=__version__,
             format_version=parts.store.format_version,
@@ -106,9 +103,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             disk_low_water_bytes=parts.space.low_water_bytes,
             read_only_collections=_read_only(parts.store),
             damages=[_damage_to_message(name, damage) for name, damage in parts.damages.found()],
-            scrubbed_bytes=parts.scrub.done_bytes,
-            scrub_total_bytes=parts.scrub.total_bytes,
-            scrub_round_count=parts.scrub.round_count,
+            scrubbed_bytes=progress.checked_bytes,
+            scrub_total_bytes=progress.total_bytes,
+            scrub_round_count=progress.round_count,
         )
 
     @unary
