@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+KILLS ?= 1000
+SEED ?= 0
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip -q -q --disable-pip-version-check install --constraint constraints.txt
 SOURCES := client server scripts tests benchmarks examples
 
-.PHONY: help demo test format lint types imports proto unit image-check stubs clean
+.PHONY: help demo test format lint types imports proto unit chaos image-check stubs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +52,10 @@ proto: $(VENV)/dev.stamp  ## buf lint
 unit: $(VENV)/dev.stamp  ## pytest (ARGS="-k name" for some)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/dev.stamp  ## kill -9 the server 1,000 times while clients write (KILLS=1000 SEED=0)
+	@echo "== kills"
+	@$(BIN)/python -m tests.faults.chaos --kills $(KILLS) --seed $(SEED)
 
 image-check:  ## Run the Dockerfile's steps in a fresh environment, without Docker
 	@echo "== the Dockerfile's steps"

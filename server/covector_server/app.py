@@ -34,6 +34,7 @@ from covector_server.rpc.ingest import IngestServicer
 from covector_server.rpc.operations import OperationsServicer
 from covector_server.rpc.query import QueryServicer
 from covector_server.rpc.rows import RowsServicer
+from covector_server.storage.disk import Disk
 from covector_server.storage.store import Store
 from covector_server.storage.view import CollectionView
 
@@ -54,10 +55,11 @@ SERVICES = tuple(
 class Server:
     """A running server. ``start`` opens the store and listens; ``stop`` loses nothing that was acknowledged."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, disk: Disk | None = None) -> None:
+        """disk: what the store writes through; None is the real one."""
         self._config = config
         self._stopping = asyncio.Event()
-        self._store = Store(config.data, config.sizes)
+        self._store = Store(config.data, config.sizes, disk)
         self._committer = Committer(self._store, config.limits)
         self._operations = Operations(self._store, self._committer)
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
@@ -136,9 +138,9 @@ class Server:
         return int(self._grpc.add_secure_port(listen, grpc.ssl_server_credentials([(key, certificate)])))
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, disk: Disk | None = None) -> None:
     """Serves until SIGTERM or SIGINT; prints one line when ready."""
-    server = Server(config)
+    server = Server(config, disk)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

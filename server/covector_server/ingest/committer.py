@@ -117,11 +117,11 @@ class Committer:
         try:
             with self._store.catalog.read() as reader:
                 written = [(entry, outcome) for entry in group if (outcome := self._write(entry, drafts, reader))]
-            self._on_step("written")
+            self._step("written")
             self._sync(drafts)
-            self._on_step("synced")
+            self._step("synced")
             self._commit_catalog(drafts)
-            self._on_step("committed")
+            self._step("committed")
         except Exception as error:  # noqa: BLE001 - whatever it was, the group is not stored and its writers must hear
             _log.exception("a group of %d batches was not stored", len(group))
             for draft in drafts.values():
@@ -136,8 +136,9 @@ class Committer:
             return
         for entry, outcome in written:
             entry.answer.set_result(outcome)
-        self._on_step("acknowledged")
+        self._step("acknowledged")
         self._seal(drafts)
+        self._step("sealed")
 
     def _out_of_step(self, drafts: dict[str, CollectionDraft], error: Exception) -> Unavailable:
         """Closes the collections of a group that is committed on disk but could not be installed in memory."""
@@ -146,6 +147,10 @@ class Committer:
         for draft in drafts.values():
             draft.collection.fault = draft.collection.read_only = reason
         return reason
+
+    def _step(self, name: str) -> None:
+        self._on_step(name)
+        self._store.disk.step(f"commit.{name}")
 
     def _write(self, entry: _Entry, drafts: dict[str, CollectionDraft], reader: Reader) -> Outcome | None:
         """Steps 1 and 2 for one batch. A batch that is refused is answered here and leaves no trace."""

@@ -1,0 +1,69 @@
+"""Disks that break a promise, for controls: a test of faults that does not notice them proves nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from covector_server.storage.disk import Disk
+
+
+class ForgetfulDisk(Disk):
+    """Says that it wrote, and now and then has not."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def write(self, descriptor: int, data: bytes | memoryview, offset_bytes: int) -> None:
+        self._count += 1
+        if self._count % 100:
+            super().write(descriptor, data, offset_bytes)
+
+
+class UnsyncedDisk(Disk):
+    """Says that files are on stable storage without asking for it: the catalog runs ahead of the rows."""
+
+    def sync(self, descriptor: int) -> None:
+        """Does nothing."""
+
+
+class NamelessDisk(Disk):
+    """Never syncs a directory: new files may be without a name after a power loss."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Does nothing."""
+
+
+class LateDisk(Disk):
+    """Syncs the rows after the catalog's commit, and before the acknowledgement: the wrong order."""
+
+    def __init__(self) -> None:
+        self._paths: dict[int, Path] = {}
+        self._late: set[Path] = set()
+
+    def open(self, path: Path, size_bytes: int) -> int:
+        descriptor = super().open(path, size_bytes)
+        self._paths[descriptor] = path
+        return descriptor
+
+    def sync(self, descriptor: int) -> None:
+        """Remembers that it should have."""
+        self._late.add(self._paths[descriptor])
+
+    def step(self, name: str) -> None:
+        if name == "commit.committed":
+            for path in list(self._late):
+                descriptor = os.open(path, os.O_RDWR)
+                os.fdatasync(descriptor)
+                os.close(descriptor)
+            self._late.clear()
+
+
+class UnsyncedCatalogDisk(Disk):
+    """The real disk; the catalog, opened after it is made, commits without a sync."""
+
+    def __init__(self) -> None:
+        import lmdb
+
+        opened = lmdb.open
+        lmdb.open = lambda *arguments, **options: opened(*arguments, **{**options, "sync": False})
