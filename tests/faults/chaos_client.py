@@ -43,6 +43,7 @@ class Client:
         self._journal = Journal(given.journal)
         self._rng = np.random.default_rng([given.seed, hash_of(given.name), given.life])
         self._written = dict.fromkeys((f"{given.life}{given.name}", f"replaced-{given.name}-{given.life}"), 0)
+        self._rows_max = given.rows_max
         self._version = 0
         self._snapshots = 0
         self.stopping = False
@@ -99,9 +100,10 @@ class Client:
     def _pick(self, choices: Sequence[str]) -> str:
         return choices[int(self._rng.integers(len(choices)))]
 
-    def _next_rows(self, stem: str, rows_max: int) -> tuple[int, int]:
+    def _next_rows(self, stem: str, part: float = 1.0) -> tuple[int, int]:
+        """The next rows of a stem: up to so many, or a part of them."""
         start = self._written.get(stem, 0)
-        stop = self._written[stem] = start + int(self._rng.integers(1, rows_max))
+        stop = self._written[stem] = start + int(self._rng.integers(1, max(2, int(self._rows_max * part))))
         return start, stop
 
     def _put_new(self) -> None:
@@ -109,7 +111,7 @@ class Client:
         collection, checkpoint, stem = self._pick(self._collections), self._pick(CHECKPOINTS), f"{self._life}{self._name}"
         puts = []
         for _ in range(int(self._rng.integers(1, 8))):
-            start, stop = self._next_rows(stem, 120)
+            start, stop = self._next_rows(stem)
             puts.append(Operation("put", collection, checkpoint, stem, start, stop))
         self._put(puts, "error")
         if self._rng.random() < 0.3:  # the same rows at the other checkpoint, and once more
@@ -126,7 +128,7 @@ class Client:
     def _put_replacing(self) -> None:
         """Rows that get another gradient, and new ones beside them."""
         stem = f"replaced-{self._name}-{self._life}"
-        start, stop = self._next_rows(stem, 30)
+        start, stop = self._next_rows(stem, 0.25)
         self._version += 1
         start = int(self._rng.integers(start + 1))
         self._put([Operation("put", self._collections[1], "one", stem, start, stop, self._version)], "replace")
@@ -156,7 +158,7 @@ class Client:
 
     def _add_details(self) -> None:
         collection, stem = self._pick(self._collections), f"details-{self._name}-{self._life}"
-        start, stop = self._next_rows(stem, 60)
+        start, stop = self._next_rows(stem, 0.5)
         operation = Operation("details", collection, "", stem, start, stop)
         keys = operation.keys
         texts, metadata = [text_of(key) for key in keys], [metadata_of(key) for key in keys]
@@ -228,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--life", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=1_000_000)
+    parser.add_argument("--rows-max", type=int, default=120, help="of a batch")
     parser.add_argument("--collection", default="c")
     given = parser.parse_args(arguments)
     return_at_once()

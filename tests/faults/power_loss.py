@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,19 +144,17 @@ class Naming:
 
 
 class Machine:
-    """Kernel and disk, for the files below ``root``; what stands there at the start (directories only) is durable."""
+    """Kernel and disk, for the files below ``root``. At the start there are these empty directories in it, durably."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, directories: Sequence[str] = ()) -> None:
         self._root_path = str(root.resolve())
         self._root = Directory()
         self._open: dict[tuple[int, int], Node] = {}
         self._syncs: dict[tuple[int, int], int] = {}  # descriptor -> the record that began its sync
         self._namings: list[Naming] = []  # not durable yet
         self._number = 0
-        for parent, names, _ in os.walk(self._root_path):
-            for name in names:
-                directory, last = self._parent(f"{parent}/{name}")
-                directory.entries[last] = directory.durable[last] = Directory()
+        for name in directories:
+            self._root.entries[name] = self._root.durable[name] = Directory()
 
     def take(self, record: Record) -> None:
         """Does what a record says was done."""
