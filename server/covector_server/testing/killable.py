@@ -57,12 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.open_files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (given.open_files, given.open_files))
     if given.row_file_kib:
-        row_log.FILE_BYTES = given.row_file_kib << 10
+        _limit_row_files(given.row_file_kib << 10)
     told = configuration.parse(given.serve)
     sizes = Sizes(chunk_bytes=given.chunk_kib << 10, shard_bytes=given.shard_kib << 10)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     asyncio.run(serve(replace(told, sizes=sizes, stop_grace_s=given.stop_grace_s), _disk(given)))
     return 0
+
+
+def _limit_row_files(file_bytes: int) -> None:
+    """Makes the files of the row log small: no setting of the server does."""
+    make = row_log.RowLog.__init__
+    defaults = make.__defaults__ or ()
+    make.__defaults__ = tuple(file_bytes if value == row_log.FILE_BYTES else value for value in defaults)
+    row_log.FILE_BYTES = file_bytes
 
 
 def _disk(given: argparse.Namespace) -> Disk:
