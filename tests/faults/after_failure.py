@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tests.faults.journal import CollectionRows, Expected, History, Operation
+from tests.faults.judging import judge_store
+from tests.faults.made_rows import DIM, gradients_of, metadata_of, text_of
+
 from covector.errors import CovectorError
 from covector.types import Space
 from covector_server.ingest.batch import WriterSpec
@@ -19,9 +23,6 @@ from covector_server.ingest.committer import Committer
 from covector_server.limits import Limits
 from covector_server.storage.store import Sizes, Store
 from covector_server.testing.batches import batch_of
-from tests.faults.journal import CollectionRows, Expected, History, Operation
-from tests.faults.judging import judge_store
-from tests.faults.made_rows import DIM, gradients_of, metadata_of, text_of
 
 SIZES = Sizes(chunk_bytes=4 << 10, shard_bytes=64 << 10)
 _AFTER = Operation("put", "c0", "one", "after", 0, 30)

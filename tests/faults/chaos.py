@@ -29,13 +29,13 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from tests.faults.journal import Expected, History
+from tests.faults.judging import ServerReader, judge_collection, judge_rows, judge_store
+from tests.faults.nursery import Life, Nursery
 
 import covector
 from covector.errors import CovectorError
 from covector_server.storage.store import Store
-from tests.faults.journal import Expected, History
-from tests.faults.judging import ServerReader, judge_collection, judge_rows, judge_store
-from tests.faults.nursery import Life, Nursery
 
 CLIENTS = 3
 START_S = 60.0  # a server that does not listen after this has not opened its store
@@ -197,7 +197,9 @@ class Chaos:
             rows = self._expected.collections[operation.collection].gradients
             if operation.action == "put" and not operation.stem.startswith("replaced"):
                 for key in operation.keys:
-                    chosen.setdefault((operation.collection, operation.checkpoint), {})[key] = rows[operation.checkpoint, key]
+                    chosen.setdefault((operation.collection, operation.checkpoint), {})[key] = rows[
+                        operation.checkpoint, key
+                    ]
         if not chosen:
             return
         with covector.connect(self._address) as client:
@@ -210,10 +212,10 @@ class Chaos:
         """Lets the clients end, and judges every row."""
         server = self._begin_server()
         self._await_listening(server)
-        for client in self._clients:
-            client.signal(signal.SIGTERM)
-        for number, client in enumerate(self._clients):
-            if (status := client.wait(STOP_S)) != 0:
+        for life in self._clients:
+            life.signal(signal.SIGTERM)
+        for number, life in enumerate(self._clients):
+            if (status := life.wait(STOP_S)) != 0:
                 raise self._failed(f"client {number} " + ("hangs" if status is None else f"ended with status {status}"))
         self._expected.update()
         self.tally.acknowledged_rows += self._expected.acknowledged_row_count
@@ -257,10 +259,14 @@ class Chaos:
             raise self._failed("\n  ".join(findings))
 
     def _failed(self, what: str) -> Failed:
-        said = [line for name in ("server.log", "clients.log") for line in (self._directory / name).read_text().splitlines()]
+        said = [
+            line for name in ("server.log", "clients.log") for line in (self._directory / name).read_text().splitlines()
+        ]
         return Failed(
             f"seed {self._seed}, kill {self.tally.kills.total()}: {what}\n"
-            f"the store and the journals are in {self._directory}; the logs end with:\n  " + "\n  ".join(said[-15:]) + "\n"
+            f"the store and the journals are in {self._directory}; the logs end with:\n  "
+            + "\n  ".join(said[-15:])
+            + "\n"
             f"run it again: python -m tests.faults.chaos --seed {self._seed} --kills {self.tally.kills.total() + 10}"
         )
 
@@ -270,7 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=1000, help="of the server (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epoch-kills", type=int, default=50, help="kills before every row is judged (default 50)")
-    parser.add_argument("--directory", type=Path, help="where to work (default: a temporary one, removed if all is well)")
+    parser.add_argument(
+        "--directory", type=Path, help="where to work (default: a temporary one, removed if all is well)"
+    )
     given = parser.parse_args(arguments)
     directory = given.directory or Path(tempfile.mkdtemp(prefix="covector-chaos-"))
     directory.mkdir(parents=True, exist_ok=True)

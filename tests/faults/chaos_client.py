@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from tests.faults.journal import Journal, Operation
+from tests.faults.made_rows import DIM, gradients_of, metadata_of, text_of
 
 import covector
 from covector import connection, row_stream, sender
 from covector.errors import Conflict, CovectorError, Unavailable
-from tests.faults.journal import Journal, Operation
-from tests.faults.made_rows import DIM, gradients_of, metadata_of, text_of
 
 T = TypeVar("T")
 RETRY_S = 60.0
@@ -53,7 +53,7 @@ class Client:
         with self._connect() as self._client:
             if self._name == "0":
                 for name in self._collections:
-                    self._persist(lambda name=name: self._client.create_collection(name, SPACE, exist_ok=True))
+                    self._persist(functools.partial(self._client.create_collection, name, SPACE, exist_ok=True))
             self._send_again()
             for _ in range(rounds):
                 if self.stopping:
@@ -108,7 +108,11 @@ class Client:
 
     def _put_new(self) -> None:
         """Rows of its own, in a few batches."""
-        collection, checkpoint, stem = self._pick(self._collections), self._pick(CHECKPOINTS), f"{self._life}{self._name}"
+        collection, checkpoint, stem = (
+            self._pick(self._collections),
+            self._pick(CHECKPOINTS),
+            f"{self._life}{self._name}",
+        )
         puts = []
         for _ in range(int(self._rng.integers(1, 8))):
             start, stop = self._next_rows(stem)
@@ -122,7 +126,9 @@ class Client:
     def _put_shared(self) -> None:
         """Rows that other clients send at the same time."""
         start = SHARED_ROWS * int(self._rng.integers(8))
-        put = Operation("put", self._collections[0], self._pick(CHECKPOINTS), f"shared-{self._life}", start, start + SHARED_ROWS)
+        put = Operation(
+            "put", self._collections[0], self._pick(CHECKPOINTS), f"shared-{self._life}", start, start + SHARED_ROWS
+        )
         self._put([put], self._pick(("error", "ignore")))
 
     def _put_replacing(self) -> None:
@@ -215,7 +221,8 @@ def return_at_once() -> None:
     connection.Connection._start = functools.partialmethod(start, wait_for_ready=True)  # type: ignore[assignment]
     others = [option for option in connection._OPTIONS if "reconnect_backoff" not in option[0]]
     connection._OPTIONS = (*others, *((f"grpc.{name}_reconnect_backoff_ms", 100) for name in ("initial", "max")))
-    row_stream.RetryPolicy = functools.partial(sender.RetryPolicy, first_pause_s=0.01, pause_s_max=0.05)  # type: ignore[misc, assignment]
+    policy = functools.partial(sender.RetryPolicy, first_pause_s=0.01, pause_s_max=0.05)
+    vars(row_stream)["RetryPolicy"] = policy
 
 
 def hash_of(name: str) -> int:

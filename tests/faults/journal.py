@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tests.faults.made_rows import Key, keys_of
 
@@ -71,7 +71,7 @@ class Journal:
         assert os.write(self._descriptor, data) == len(data)
 
 
-def read_lines(path: Path, offset: int) -> tuple[list[dict[str, object]], int]:
+def read_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     """The whole lines from an offset, and where they end."""
     with path.open("rb") as file:
         file.seek(offset)
@@ -118,14 +118,14 @@ class Expected:
             for line in lines:
                 self._take(path, dict(line))
 
-    def _take(self, path: Path, line: dict[str, object]) -> None:
+    def _take(self, path: Path, line: dict[str, Any]) -> None:
         number = line.pop("acknowledged", None)
         if number is None:
             number = line.pop("sent")
-            operation = Operation(**line)  # type: ignore[arg-type]
-            self._sent[path, int(str(number))] = operation, [self._add(h, operation) for h in self._rows(operation)]
+            operation = Operation(**line)
+            self._sent[path, number] = operation, [self._add(h, operation) for h in self._rows(operation)]
             return
-        operation, places = self._sent.pop((path, int(str(number))))
+        operation, places = self._sent.pop((path, number))
         for history, place in places:
             history.acknowledged = max(history.acknowledged, place)
         self.acknowledged_row_count += operation.row_count

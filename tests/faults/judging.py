@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from tests.faults.journal import ABSENT, CollectionRows, Expected, History
+from tests.faults.made_rows import DIM, Float32, Key, metadata_of, stored_gradients_of, text_of
 
 import covector
 from covector.blocks import decode_key, encode_key
 from covector.errors import NotFound
 from covector_server.storage.store import Store
-from tests.faults.journal import ABSENT, CollectionRows, Expected, History
-from tests.faults.made_rows import DIM, Float32, Key, metadata_of, stored_gradients_of, text_of
 
 FINDINGS_MAX = 5  # of a kind in a report
 _STEP = 2_000

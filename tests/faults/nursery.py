@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _SET_DEATH_SIGNAL = 1
@@ -65,7 +65,12 @@ class Nursery:
     def __init__(self, function: str, log: Path, environment: Mapping[str, str] | None = None) -> None:
         root = Path(__file__).resolve().parent.parent.parent
         paths = [str(root / "client"), str(root / "server"), str(root)]
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1", **(environment or {})}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OPENBLAS_NUM_THREADS": "1",
+            **(environment or {}),
+        }
         with log.open("a", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.nursery", function],
@@ -142,7 +147,7 @@ def main(function: str) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 
-def _be(call, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+def _be(call: Callable[[list[str]], int], arguments: list[str]) -> None:
     status = 99
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

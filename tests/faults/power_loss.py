@@ -20,9 +20,11 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+State = TypeVar("State")
 PAGE_BYTES = 4096
 OPEN, WRITE, TRUNCATE, SYNC_BEGIN, SYNC_END, CLOSE, RENAME, LINK, UNLINK, MKDIR, RMDIR = range(1, 12)
 _SYNCED, _TRUNCATED = 1, 2
@@ -116,7 +118,7 @@ class File:
         self.pages.setdefault(page, []).append((number, data))
 
 
-def _draw(rng: np.random.Generator, survival: float, states: list):  # type: ignore[no-untyped-def, type-arg]
+def _draw(rng: np.random.Generator, survival: float, states: Sequence[State]) -> State:
     """The first state (the durable one), or one of those after it: often the last."""
     if len(states) == 1 or rng.random() >= survival:
         return states[0]

@@ -1,9 +1,8 @@
-"""Fifty kills of a server that three clients write to; ``tests.faults.chaos`` says how, ``make chaos`` does a thousand."""
+"""Fifty kills of a server that three clients write to: ``tests.faults.chaos``; ``make chaos`` does a thousand."""
 
 from pathlib import Path
 
 import pytest
-
 from tests.faults.chaos import Chaos, Failed
 
 

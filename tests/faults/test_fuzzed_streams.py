@@ -13,13 +13,13 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.faults.made_rows import DIM, gradients_of, keys_of, metadata_of, stored_gradients_of, text_of
 
 import covector
 from covector.testing import ServerProcess
 from covector.types import Space
 from covector.v1 import ingest_pb2
 from covector_server.testing.batches import batch_message
-from tests.faults.made_rows import DIM, gradients_of, keys_of, metadata_of, stored_gradients_of, text_of
 
 SEEDS = 400
 TIMEOUT_S = 20.0  # far below what a server waits for a part that does not come
@@ -103,7 +103,9 @@ def lie(rng: Rng, messages: Messages) -> None:
         return
     numbers = [0, 1, 3, 4, 6, 1 << 16, 1 << 31, int(rng.integers(1 << 32))]
     number = numbers[int(rng.integers(len(numbers)))]
-    name = ("row_count", "gradients_size", "sequence", "scales", "trak_q", "ends", "gradients_crc32")[int(rng.integers(7))]
+    name = ("row_count", "gradients_size", "sequence", "scales", "trak_q", "ends", "gradients_crc32")[
+        int(rng.integers(7))
+    ]
     if name in ("scales", "trak_q"):
         setattr(request.batch, name, rng.bytes(number % 100))
     elif name == "ends":

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tests.faults import power_loss
 from tests.faults.nursery import Nursery
 from tests.faults.power_loss import Machine, Record, read_log
@@ -35,7 +34,20 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recorder, compiled."""
     library = tmp_path_factory.mktemp("shim") / "record_io.so"
     source = Path(__file__).with_name("record_io.c")
-    command = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl", "-lpthread"]
+    command = [
+        "gcc",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-o",
+        library,
+        source,
+        "-ldl",
+        "-lpthread",
+    ]
     subprocess.run([str(part) for part in command], check=True)
     return library
 
@@ -105,7 +117,14 @@ def record(shim: Path, scratch: Path, disk: str) -> Path:
             clients = [
                 forks.begin(
                     [
-                        *("--to", address, "--journal", str(root / "journals" / f"{name}.journal"), "--name", str(name)),
+                        *(
+                            "--to",
+                            address,
+                            "--journal",
+                            str(root / "journals" / f"{name}.journal"),
+                            "--name",
+                            str(name),
+                        ),
                         *("--life", str(life), "--rounds", str(rounds), "--rows-max", "40"),
                     ]
                 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 from covector_server.storage.disk import Disk
 
@@ -59,6 +61,22 @@ class LateDisk(Disk):
             self._late.clear()
 
 
+class HungryDisk(Disk):
+    """The real disk; in its server, memory runs out in every fifth batch that is parsed."""
+
+    def __init__(self) -> None:
+        from covector_server.rpc import ingest
+
+        count, parse = itertools.count(1), vars(ingest)["parse_batch"]
+
+        def parse_if_there_is_room(*arguments: Any) -> Any:
+            if next(count) % 5 == 0:
+                raise MemoryError
+            return parse(*arguments)
+
+        vars(ingest)["parse_batch"] = parse_if_there_is_room
+
+
 class UnsyncedCatalogDisk(Disk):
     """The real disk; the catalog, opened after it is made, commits without a sync."""
 
@@ -66,4 +84,4 @@ class UnsyncedCatalogDisk(Disk):
         import lmdb
 
         opened = lmdb.open
-        lmdb.open = lambda *arguments, **options: opened(*arguments, **{**options, "sync": False})
+        vars(lmdb)["open"] = lambda *arguments, **options: opened(*arguments, **{**options, "sync": False})

@@ -210,6 +210,8 @@ def _refuse(group: list[_Entry], error: CovectorError) -> None:
 def _explain(error: Exception) -> CovectorError:
     if isinstance(error, CovectorError):
         return error
+    if isinstance(error, MemoryError):
+        return Unavailable("the server is out of memory; send again, in smaller batches or from fewer writers")
     if isinstance(error, OSError):
         return Unavailable(f"the rows could not be written ({error}); free space or look at the disk, then send again")
     return Internal(f"{type(error).__name__}: {error}")

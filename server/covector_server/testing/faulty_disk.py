@@ -2,7 +2,7 @@
 
 Fault model: a write may be refused (no space, I/O error), whole or after a part of it reached the file; opening a file
 may be refused; a sync may fail once, after which what was written before it may or may not be there. Nothing is ever
-reported as done that is not. What the server does about it is watched: a file whose sync failed must not be synced again.
+reported as done that is not. What the server does then is watched: a file whose sync failed must not be synced again.
 """
 
 from __future__ import annotations

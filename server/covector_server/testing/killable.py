@@ -1,4 +1,4 @@
-"""A server that ends itself, as ``kill -9`` would, at a named step of a protocol: what ``storage.disk.Disk.step`` names.
+"""A server that ends itself, as ``kill -9`` would, at a step of a protocol that ``storage.disk.Disk.step`` names.
 
 ``python -m covector_server.testing.killable --kill-at commit.synced:3 -- --data DIR --listen unix:/path`` serves as
 ``covector serve`` does, until the third time that the step ``commit.synced`` is reached. Chunks and shards may be far
