@@ -17,6 +17,8 @@ zarr). The draws follow from the seed; the moments are the machine's, so a run a
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import shutil
 import signal
 import sys
@@ -26,11 +28,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 from tests.faults.journal import Expected, History
-from tests.faults.judging import ServerReader, judge_collection, judge_rows, judge_store
+from tests.faults.judging import ServerReader, judge_collection, judge_puts, judge_rows, judge_store
 from tests.faults.nursery import Life, Nursery
 
 import covector
@@ -42,6 +45,7 @@ START_S = 60.0  # a server that does not listen after this has not opened its st
 STEP_S = 3.0  # how long a named step is waited for
 STOP_S = 90.0  # a client that does not end after this hangs
 SAMPLE_ROWS = 300
+SNAPSHOTS = 3  # that are restored after an epoch
 
 
 class Failed(AssertionError):
@@ -56,13 +60,15 @@ class Tally:
     client_kills: int = 0
     judged_rows: int = 0
     acknowledged_rows: int = 0
+    snapshots: int = 0
     seconds: float = 0.0
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.kills.items()))
         return (
             f"{self.kills.total()} kills of the server ({kinds}) and {self.client_kills} of clients in "
-            f"{self.seconds:.0f} s; {self.acknowledged_rows} rows acknowledged, {self.judged_rows} read back: 0 lost, "
+            f"{self.seconds:.0f} s; {self.acknowledged_rows} rows acknowledged, {self.judged_rows} read back, "
+            f"{self.snapshots} snapshots restored: 0 lost, "
             "0 duplicated, 0 half, 0 stores that did not open, 0 hangs"
         )
 
@@ -195,7 +201,7 @@ class Chaos:
         fresh, self._expected.newly_acknowledged = self._expected.newly_acknowledged, []
         for operation in fresh[-20:]:
             rows = self._expected.collections[operation.collection].gradients
-            if operation.action == "put" and not operation.stem.startswith("replaced"):
+            if operation.is_lasting:
                 for key in operation.keys:
                     chosen.setdefault((operation.collection, operation.checkpoint), {})[key] = rows[
                         operation.checkpoint, key
@@ -224,6 +230,7 @@ class Chaos:
                 self._check(judge_collection(name, rows, ServerReader(client.collection(name))))
                 self.tally.judged_rows += len(rows.gradients)
             self._check(self._strangers(client))
+            self._judge_snapshots(client)
             if self._epoch > 1:
                 for number in range(2):
                     client.delete_collection(f"epoch{self._epoch - 1}-{number}")
@@ -236,13 +243,33 @@ class Chaos:
         found = {collection.name for collection in client.collections()}
         return [] if found == expected else [f"collections {sorted(found)}, not {sorted(expected)}"]
 
+    def _judge_snapshots(self, client: Any) -> None:
+        """Restores some of the epoch's snapshots, and deletes them all. What a client had seen acknowledged before it
+        asked for one is in it."""
+        if not self._expected.snapshots or importlib.util.find_spec("covector_server.storage.restore") is None:
+            return
+        restore: Any = importlib.import_module("covector_server.storage.restore").restore
+        made = {snapshot.name for snapshot in client.snapshots()}
+        if lost := self._expected.acknowledged_snapshots - made:
+            raise self._failed(f"LOST snapshots {sorted(lost)}")
+        for name in sorted(made & set(self._expected.snapshots))[:SNAPSHOTS]:
+            target = self._directory / "restored"
+            restore(self._directory / "store" / "snapshots" / name, target, lambda *_: None)
+            store = Store(target)
+            self._check([f"snapshot {name}: {found}" for found in judge_puts(self._expected.snapshots[name], store)])
+            store.close()
+            shutil.rmtree(target)
+            self.tally.snapshots += 1
+        for name in made:
+            client.delete_snapshot(name)
+
     def _judge_files(self) -> None:
         """The files of the last epoch, after a graceful end: by the store, and by zarr."""
         store = Store(self._directory / "store")
         try:
             self._check(judge_store(self._expected, store))
             directories = {
-                checkpoint.directory: checkpoint.view().position_count
+                checkpoint.directory: checkpoint.counters.row_count
                 for name in self._expected.collections
                 for checkpoint in store.collection(name).checkpoints.values()
             }

@@ -80,7 +80,7 @@ class Client:
     def _send_again(self) -> None:
         acknowledged, open_ = self._journal.earlier()
         for operation in [*open_, *acknowledged[-2:]]:
-            if operation.action == "put" and not operation.stem.startswith("replaced"):
+            if operation.is_lasting:
                 self._put([operation], "ignore")
 
     def _round(self) -> None:
@@ -194,20 +194,21 @@ class Client:
         if hasattr(client, "snapshot"):
             self._snapshots += 1
             name = f"{self._name}-{self._life}-{self._snapshots}"
-            self._call(Operation("other", self._collections[0]), lambda: client.snapshot(name).wait())
+            self._call(Operation("snapshot", self._collections[0], stem=name), lambda: client.snapshot(name).wait())
 
     def _call(self, operation: Operation, call: Callable[[], object]) -> None:
         """A call that may be tried again; work on the side that meets a kill or its like is given up."""
         number = self._journal.sent(operation)
+        on_the_side = operation.action in {"other", "snapshot"}
         try:
-            if operation.action == "other":
+            if on_the_side:
                 call()
             else:
                 self._persist(call)
             self._journal.acknowledged(number)
         except CovectorError as error:
             unknown = "does not know this call" in str(error)  # of a server that lacks compaction or snapshots
-            if operation.action != "other" or not (unknown or isinstance(error, SIDE_WORK_MAY_FAIL)):
+            if not on_the_side or not (unknown or isinstance(error, SIDE_WORK_MAY_FAIL)):
                 raise
 
 

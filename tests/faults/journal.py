@@ -17,12 +17,13 @@ from typing import Any, Literal
 from tests.faults.made_rows import Key, keys_of
 
 ABSENT = -1
-Action = Literal["put", "details", "delete", "other"]
+Action = Literal["put", "details", "delete", "snapshot", "other"]
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Rows ``stem``/[start, stop) of a collection. ``details``: rows without gradients. ``other`` changes no row."""
+    """Rows ``stem``/[start, stop) of a collection. ``details``: rows without gradients. ``snapshot``: one
+    called ``stem``; it and ``other`` change no row."""
 
     action: Action
     collection: str
@@ -35,6 +36,11 @@ class Operation:
     @property
     def keys(self) -> list[Key]:
         return keys_of(self.stem, range(self.start, self.stop))
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it puts rows that are never replaced or deleted."""
+        return self.action == "put" and not self.stem.startswith("replaced")
 
     @property
     def row_count(self) -> int:
@@ -108,6 +114,9 @@ class Expected:
         self._offsets: dict[Path, int] = {}
         self._sent: dict[tuple[Path, int], tuple[Operation, list[tuple[History, int]]]] = {}
         self.collections: dict[str, CollectionRows] = {}
+        self._lasting: dict[Path, list[Operation]] = {}  # acknowledged puts of rows that are never changed
+        self.snapshots: dict[str, list[Operation]] = {}  # by name: puts that its client knew of before
+        self.acknowledged_snapshots: set[str] = set()
         self.acknowledged_row_count = 0
         self.newly_acknowledged: list[Operation] = []  # emptied by whoever checks them
 
@@ -123,6 +132,8 @@ class Expected:
         if number is None:
             number = line.pop("sent")
             operation = Operation(**line)
+            if operation.action == "snapshot":
+                self.snapshots[operation.stem] = list(self._lasting.get(path, ()))
             self._sent[path, number] = operation, [self._add(h, operation) for h in self._rows(operation)]
             return
         operation, places = self._sent.pop((path, number))
@@ -130,10 +141,14 @@ class Expected:
             history.acknowledged = max(history.acknowledged, place)
         self.acknowledged_row_count += operation.row_count
         self.newly_acknowledged.append(operation)
+        if operation.is_lasting:
+            self._lasting.setdefault(path, []).append(operation)
+        elif operation.action == "snapshot":
+            self.acknowledged_snapshots.add(operation.stem)
 
     def _rows(self, operation: Operation) -> Iterator[History]:
         rows = self.collections.setdefault(operation.collection, CollectionRows())
-        for key in operation.keys if operation.action != "other" else ():
+        for key in operation.keys:
             if operation.action == "details":
                 yield rows.details.setdefault(key, History())
             else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from tests.faults.journal import ABSENT, CollectionRows, Expected, History
+from tests.faults.journal import ABSENT, CollectionRows, Expected, History, Operation
 from tests.faults.made_rows import DIM, Float32, Key, metadata_of, stored_gradients_of, text_of
 
 import covector
@@ -211,4 +211,19 @@ def judge_store(expected: Expected, store: Store) -> list[str]:
             findings += judge_collection(name, rows, StoreReader(store, name))
         elif any(ABSENT not in history.possible for history in [*rows.gradients.values(), *rows.details.values()]):
             findings.append(f"LOST collection {name}")
+    return findings
+
+
+def judge_puts(puts: Sequence[Operation], store: Store) -> list[str]:
+    """What is wrong with rows that were put once, and must be in an open store."""
+    findings: list[str] = []
+    places = {(put.collection, put.checkpoint) for put in puts}
+    for name, checkpoint in sorted(places):
+        keys = [key for put in puts if (put.collection, put.checkpoint) == (name, checkpoint) for key in put.keys]
+        try:
+            findings += judge_rows(
+                f"{name}/{checkpoint}", {key: History([0]) for key in keys}, StoreReader(store, name)
+            )
+        except NotFound as error:
+            findings.append(f"LOST collection {name}: {error}")
     return findings
