@@ -125,6 +125,7 @@ class Chaos:
             [
                 *("--to", self._address, "--journal", str(self._journals / f"{number}.journal")),
                 *("--name", str(number), "--life", str(self._lives[number])),
+                *("--wishes", str(self._directory / "wish")),
                 *("--seed", str(self._seed * 1000 + self._epoch), "--collection", f"epoch{self._epoch}-"),
             ]
         )
@@ -158,12 +159,12 @@ class Chaos:
 
     def _kill_at(self, step: str) -> None:
         count = int(self._rng.integers(1, 25 if step.startswith("commit.") else 3))
+        (self._directory / "wish").write_text(step)
         server = self._begin_server(f"{step}:{count}")
         listens = self._await_listening(server, step)
-        if listens and server.wait(STEP_S) is None:
-            self._end(server, "at random")  # the step did not come
-            return
-        self._end(server, step)
+        came = not listens or server.wait(STEP_S) is not None
+        self._end(server, step if came else "at random")
+        (self._directory / "wish").write_text("")
 
     def _await_listening(self, server: Life, kill_at: str = "") -> bool:
         """Whether the server listens, rather than dies at its step. Raises Failed if it does neither."""

@@ -44,6 +44,7 @@ class Client:
         self._rng = np.random.default_rng([given.seed, hash_of(given.name), given.life])
         self._written = dict.fromkeys((f"{given.life}{given.name}", f"replaced-{given.name}-{given.life}"), 0)
         self._rows_max = given.rows_max
+        self._wishes: Path | None = given.wishes
         self._version = 0
         self._snapshots = 0
         self.stopping = False
@@ -94,8 +95,18 @@ class Client:
             (0.03, self._compact),
             (0.03, self._snapshot),
         ]
+        wanted = self._wish()
+        if wanted is not None and self._rng.random() < 0.5:
+            wanted()
+            return
         weights = np.array([weight for weight, _ in works])
         works[int(self._rng.choice(len(works), p=weights / weights.sum()))][1]()
+
+    def _wish(self) -> Callable[[], None] | None:
+        """The work that has the step at which the server is to be killed, where it is rare."""
+        protocol = self._wishes.read_text().partition(".")[0] if self._wishes and self._wishes.exists() else ""
+        works = {"delete": self._delete, "snapshot": self._snapshot, "compact": self._compact, "erase": self._compact}
+        return works.get(protocol)
 
     def _pick(self, choices: Sequence[str]) -> str:
         return choices[int(self._rng.integers(len(choices)))]
@@ -239,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--life", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=1_000_000)
+    parser.add_argument("--wishes", type=Path, help="a file with the step that is waited for")
     parser.add_argument("--rows-max", type=int, default=120, help="of a batch")
     parser.add_argument("--collection", default="c")
     given = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ def test_nothing_acknowledged_is_lost_in_fifty_kills(tmp_path: Path) -> None:
     tally = Chaos(tmp_path, seed=0, epoch_kills=25).run(50)
     print(tally)
     assert tally.kills.total() >= 50
-    assert sum(count for kind, count in tally.kills.items() if kind.startswith("commit.")) >= 5
+    assert sum(count for kind, count in tally.kills.items() if "." in kind) >= 10, "too few at named steps"
     assert tally.client_kills
     assert tally.acknowledged_rows > 1000
 
