@@ -19,4 +19,4 @@ def test_nothing_acknowledged_is_lost_in_fifty_kills(tmp_path: Path) -> None:
 @pytest.mark.timeout(120)
 def test_a_disk_that_forgets_a_write_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="run it again"):
-        Chaos(tmp_path, seed=0, epoch_kills=5, disk="tests.faults.wrong_disks:ForgetfulDisk").run(10)
+        Chaos(tmp_path, seed=0, epoch_kills=5, disk="tests.faults.wrong_disks:ForgetfulDisk").run(20)
