@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-bench
 ARGS ?=
+KILLS ?= 1000
+FAILURES ?= 1000
+SEED ?= 0
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -18,7 +21,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip -q -q --disable-pip-version-check install --constraint constraints.txt
 SOURCES := client server scripts tests benchmarks examples
 
-.PHONY: help demo test format lint types imports proto unit image-check stubs clean bench-ingest bench-smoke bench-peers
+.PHONY: help demo test format lint types imports proto unit chaos power image-check stubs clean
+.PHONY: bench-ingest bench-smoke bench-peers
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +55,14 @@ proto: $(VENV)/dev.stamp  ## buf lint
 unit: $(VENV)/dev.stamp  ## pytest (ARGS="-k name" for some)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/dev.stamp  ## kill -9 the server 1,000 times while clients write (KILLS=1000 SEED=0)
+	@echo "== kills"
+	@$(BIN)/python -m tests.faults.chaos --kills $(KILLS) --seed $(SEED)
+
+power: $(VENV)/dev.stamp  ## Fail the power 1,000 times at drawn places of a recorded run (FAILURES=1000)
+	@echo "== power losses"
+	@$(BIN)/python -m tests.faults.power_failures --seeds $(FAILURES)
 
 image-check:  ## Run the Dockerfile's steps in a fresh environment, without Docker
 	@echo "== the Dockerfile's steps"

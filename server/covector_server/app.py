@@ -41,6 +41,7 @@ from covector_server.rpc.ingest import IngestServicer
 from covector_server.rpc.operations import OperationsServicer
 from covector_server.rpc.query import QueryServicer
 from covector_server.rpc.rows import RowsServicer
+from covector_server.storage.disk import Disk
 from covector_server.storage.snapshot import Snapshots
 from covector_server.storage.space import FreeSpace
 from covector_server.storage.store import Store
@@ -75,9 +76,10 @@ def grpc_options(limits: Limits) -> list[tuple[str, int]]:
 class Server:
     """A running server. ``start`` opens the store and listens; ``stop`` loses nothing that was acknowledged."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, disk: Disk | None = None) -> None:
+        """disk: what the store writes through; None is the real one."""
         self._config = config
-        self._store = Store(config.data, config.sizes, limits=config.limits)
+        self._store = Store(config.data, config.sizes, disk, limits=config.limits)
         self._space = FreeSpace(config.data, config.disk_low_water_bytes)
         self._snapshots = Snapshots(self._store, self._space)
         self._scrubber = Scrubber(self._store.catalog, config.data, self._store.damages, config.scrub_bytes_per_s)
@@ -164,9 +166,9 @@ class Server:
         return int(self._grpc.add_secure_port(listen, grpc.ssl_server_credentials([(key, certificate)])))
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, disk: Disk | None = None) -> None:
     """Serves until SIGTERM or SIGINT; prints one line when ready."""
-    server = Server(config)
+    server = Server(config, disk)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

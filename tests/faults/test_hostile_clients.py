@@ -169,9 +169,11 @@ def test_two_hundred_idle_writers_delay_nobody(calls: Calls, server: ServerProce
     streams = [calls.ingest.Ingest(idle(number)) for number in range(200)]
     for stream in streams:
         assert next(stream).opened.dim == DIM
-    calls.send(OPEN, in_batch(batch()))
     health: Any = health_pb2_grpc.HealthStub(calls.channel)
-    for _ in range(20):
+    for number in range(20):
+        opened = ingest_pb2.OpenWriter(collection="c", writer_id=f"busy {number}", checkpoint="one", eta=1)
+        sent = [in_batch(batch(sequence, first=100 * number + 4 * sequence)) for sequence in (1, 2)]
+        assert len(calls.send(ingest_pb2.IngestRequest(open=opened), *sent)) == 3
         assert health.Check(health_pb2.HealthCheckRequest(), timeout=5).status == 1
         spec = query_pb2.TopKSpec(k=1, query=query_pb2.QuerySpec(collection="c", query_count=1))
         vectors = query_pb2.VectorPart(data=np.ones(DIM, "<f4").tobytes())
@@ -180,6 +182,19 @@ def test_two_hundred_idle_writers_delay_nobody(calls: Calls, server: ServerProce
     closing.set()
     for stream in streams:
         assert list(stream) == []
+
+
+def test_a_client_that_reads_no_answers_stalls_itself_alone(calls: Calls) -> None:
+    sequences = range(1, 301)
+    requests = [OPEN, *(in_batch(batch(sequence, first=4 * sequence)) for sequence in sequences)]
+    silent = calls.ingest.Ingest(iter(requests), timeout=60)
+    opened = ingest_pb2.OpenWriter(collection="c", writer_id="other", checkpoint="one", eta=1)
+    for number in range(5):
+        sent = in_batch(batch(number + 1, first=10_000 + 4 * number))
+        assert len(calls.send(ingest_pb2.IngestRequest(open=opened), sent)) == 2
+    next(silent)
+    assert [answer.acknowledged.sequence for answer in silent] == list(sequences)
+    assert calls.row_count() == 4 * (len(sequences) + 5)
 
 
 def test_a_stop_ends_streams_with_a_clear_status(calls: Calls, server: ServerProcess) -> None:

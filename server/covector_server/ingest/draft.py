@@ -119,9 +119,13 @@ class CollectionDraft:
 
     def discard(self) -> None:
         """Takes the draft's keys back out of the key table, and closes what it alone had opened."""
-        self.collection.keys.forget_from(self.collection.counters.next_row_id)
+        counters = self.collection.counters
+        self.collection.keys.forget_from(counters.next_row_id)
+        self.collection.log.close_after(counters.log_file)
         for draft in self._checkpoints.values():
             draft.stored.positions.forget()
+            for array in draft.stored.arrays.values():
+                array.close_after(draft.stored.counters.row_count)
             if draft.is_new:
                 draft.stored.close()
 

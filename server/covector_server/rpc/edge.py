@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from covector.errors import CovectorError, Internal, to_status
+from covector.errors import CovectorError, Internal, InvalidInput, Unavailable, to_status
 
 Self = TypeVar("Self")
 _log = logging.getLogger(__name__)
@@ -47,9 +48,18 @@ def streaming(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncI
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
-    if not isinstance(error, CovectorError):
-        _log.exception("a call failed")
-        error = Internal(f"{type(error).__name__}: {error}; please report this")
-    status, text, metadata = to_status(error)
+    status, text, metadata = to_status(_explained(error))
     await context.abort(status, text, metadata)
     raise AssertionError("abort returned")
+
+
+def _explained(error: Exception) -> CovectorError:
+    """The error that a caller is told."""
+    if isinstance(error, CovectorError):
+        return error
+    if isinstance(error, DecodeError):
+        return InvalidInput(f"a message cannot be parsed: {error}")
+    _log.error("a call failed", exc_info=error)
+    if isinstance(error, MemoryError):
+        return Unavailable("the server is out of memory; try again later, with less at once")
+    return Internal(f"{type(error).__name__}: {error}; please report this")

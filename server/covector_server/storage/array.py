@@ -64,6 +64,11 @@ class ZarrArray:
             checksum = 0 if full else checksum
         return ArrayState(row_count, checksum)
 
+    def close_after(self, row_count: int) -> None:
+        """Closes the files of shards that hold nothing but rows past ``row_count``: their group failed."""
+        for shard in [shard for shard in self._descriptors if shard * self.layout.shard_rows >= row_count]:
+            self._disk.close(self._descriptors.pop(shard))
+
     def seal(self, shard: int) -> None:
         """Completes a full shard, all of it committed: its index, durably. Doing it again changes nothing. May run
         beside ``write``, which has done with that shard."""

@@ -52,6 +52,11 @@ class RowLog:
         self._disk.write(descriptor, data, offset_bytes)
         syncs.add_file(descriptor)
 
+    def close_after(self, file: int) -> None:
+        """Closes the files behind ``file``: the group that wrote them failed."""
+        for number in [number for number in self._descriptors if number > file]:
+            self._disk.close(self._descriptors.pop(number))
+
     def read(self, record: BlockRecord) -> Block:
         """The block at a place. One that is damaged says so when its sections are read: it is not cached."""
         place = (record.file, record.offset_bytes)

@@ -26,6 +26,9 @@ class MemoryArray:
         row_count = len(self._rows)
         return ArrayState(row_count, self.checksum_of_tail(row_count))
 
+    def close_after(self, row_count: int) -> None:
+        pass
+
     def seal(self, shard: int) -> None:
         assert len(self._rows) >= (shard + 1) * self.layout.shard_rows
 
