@@ -178,10 +178,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
-def test_a_full_disk_refuses_and_ingest_resumes_when_space_returns(small_disk: Path) -> None:
+@pytest.mark.parametrize("low_water_mib", [0, 1])
+def test_a_full_disk_refuses_and_ingest_resumes_when_space_returns(small_disk: Path, low_water_mib: int) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(bytes(21 << 20))
-    with ServerProcess(small_disk / "store", arguments=["--shard-mib", "1"]) as server:
+    arguments = ["--shard-mib", "1", "--disk-low-water-mib", str(low_water_mib)]
+    with ServerProcess(small_disk / "store", arguments=arguments) as server:
         with covector.connect(server.address) as client:
             collection = client.create_collection("c", Space(dim=DIM))
             stored, error = ingest_until_refused(collection, "a")
@@ -200,13 +202,7 @@ def test_a_full_disk_refuses_and_ingest_resumes_when_space_returns(small_disk: P
             judge(client.collection("c"), more)
 
 
-@pytest.mark.parametrize(
-    "goes_on",
-    [
-        False,
-        True,
-    ],
-)
+@pytest.mark.parametrize("goes_on", [False, True])
 def test_a_server_out_of_descriptors_refuses_and_loses_nothing(tmp_path: Path, goes_on: bool) -> None:
     servers = Nursery("covector_server.testing.killable:main", tmp_path / "server.log")
     listen = ["--", "--data", str(tmp_path / "store"), "--listen", "127.0.0.1:0"]

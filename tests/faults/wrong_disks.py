@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ class LateDisk(Disk):
 
     def step(self, name: str) -> None:
         if name == "commit.committed":
-            for path in list(self._late):
-                descriptor = os.open(path, os.O_RDWR)
-                os.fdatasync(descriptor)
-                os.close(descriptor)
-            self._late.clear()
+            late, self._late = self._late, set()
+            for path in late:
+                with suppress(FileNotFoundError):  # a temporary file, renamed since
+                    descriptor = os.open(path, os.O_RDWR)
+                    os.fdatasync(descriptor)
+                    os.close(descriptor)
 
 
 class HungryDisk(Disk):

@@ -67,7 +67,7 @@ class Committer:
         self._store = store
         self._limits = limits
         self._check_space = check_space
-        self._on_full = on_full or self._seal
+        self._on_full: OnFull = on_full or (lambda collection, checkpoint: store.seal(collection))
         self._step = store.disk.step
         self._queue: FairQueue[Entry, _Call] = FairQueue()
         self._handed: SimpleQueue[Group | _Call | _Stop] = SimpleQueue()
@@ -183,11 +183,16 @@ class Committer:
             group.sync(self._syncing)
             self._step("commit.synced")
             group.commit()
-            self._step("commit.committed")
-            group.install()
         except Exception as error:  # noqa: BLE001 - whatever it was, the writers must hear
             _log.exception("a group of %d batches was not stored", len(group))
             group.refuse(explain(error))
+            return
+        try:
+            self._step("commit.committed")
+            group.install()
+        except Exception as error:  # noqa: BLE001 - committed, but not in memory: nobody may build on it
+            _log.exception("a committed group could not be installed")
+            group.close_collections(error)
             return
         group.acknowledge()
         self._step("commit.acknowledged")
@@ -195,11 +200,6 @@ class Committer:
             for checkpoint in draft.sealable():
                 if checkpoint.full_shard_count() > checkpoint.counters.sealed_shard_count:
                     self._on_full(draft.collection, checkpoint)
-
-    def _seal(self, collection: StoredCollection, checkpoint: StoredCheckpoint) -> None:
-        sealed = self._store.seal_full_shards(collection, checkpoint)
-        if sealed is not None:
-            self._store.mark_sealed(collection, checkpoint, sealed)
 
 
 def _done(batch: Batch) -> Future[Batch]:

@@ -94,17 +94,19 @@ class Group:
                 draft.commit(writer)
 
     def install(self) -> None:
-        """Makes memory follow. Raises Unavailable, and closes the collections, if it cannot."""
-        try:
-            for draft in self.drafts.values():
-                draft.install()
-        except Exception as error:
-            reason = Unavailable(
-                f"rows were committed, but memory could not follow ({error!r}); restart the server", final="true"
-            )
-            for draft in self.drafts.values():
-                draft.collection.fault = draft.collection.read_only = reason
-            raise reason from error
+        """Makes memory follow."""
+        for draft in self.drafts.values():
+            draft.install()
+
+    def close_collections(self, error: Exception) -> None:
+        """Refuses the group, and closes its collections until a restart: they were committed, but memory could not
+        follow."""
+        reason = Unavailable(
+            f"rows were committed, but memory could not follow ({error!r}); restart the server", final="true"
+        )
+        for draft in self.drafts.values():
+            draft.collection.fault = draft.collection.read_only = reason
+        self.refuse(reason)
 
     def acknowledge(self) -> None:
         """Step 5."""

@@ -77,7 +77,13 @@ class Maintenance:
         if not self._full:
             return False
         collection, checkpoint = self._full.popleft()
-        sealed = self._store.seal_full_shards(collection, checkpoint)
+        try:
+            sealed = self._store.seal_full_shards(collection, checkpoint)
+        except OSError as error:
+            if not self._stopping:
+                self._full.append((collection, checkpoint))
+            _log.warning("collection %r: a full shard is not sealed yet (%s)", collection.record.name, error)
+            return False
         if sealed is not None:
             self._call(lambda: self._store.mark_sealed(collection, checkpoint, sealed))
         return True

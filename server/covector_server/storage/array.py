@@ -21,7 +21,7 @@ from crc32c import crc32c
 from covector.errors import Corrupt
 from covector_server.limits import Limits
 from covector_server.storage.contract import ArrayState, Rows
-from covector_server.storage.disk import Disk
+from covector_server.storage.disk import Disk, SyncFailed
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.segment import MappedShard
 from covector_server.storage.shard_cache import ShardCache
@@ -154,7 +154,10 @@ class ZarrArray:
         """With a descriptor of its own: it syncs what was written before by any."""
         with self._disk.opened(self._shard_path(shard), self.layout.shard_bytes) as descriptor:
             self._disk.write(descriptor, self.layout.index(chunk_count), self.layout.index_offset_bytes)
-            self._disk.sync(descriptor)
+            try:
+                self._disk.sync(descriptor)
+            except OSError as error:
+                raise SyncFailed(error.errno, error.strerror) from error
 
     def _open(self, shard: int, syncs: Syncs) -> int:
         descriptor = self._descriptors.get(shard)

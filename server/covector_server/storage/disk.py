@@ -20,6 +20,10 @@ _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 _COPY_BYTES = 1 << 20
 
 
+class SyncFailed(OSError):
+    """A sync failed: what is on disk is not known, and no second sync will tell."""
+
+
 class Disk:
     """The real disk."""
 

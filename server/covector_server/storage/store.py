@@ -20,7 +20,7 @@ from covector_server.metadata.records import FORMAT_VERSION, CollectionRecord, S
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.damage import DamageLog
-from covector_server.storage.disk import Disk
+from covector_server.storage.disk import Disk, SyncFailed
 from covector_server.storage.key_table import Change as KeyChange
 from covector_server.storage.layout import Sizes, rows_for
 from covector_server.storage.pins import Pins
@@ -118,13 +118,14 @@ class Store:
         return rows_for(dim, self.sizes.chunk_bytes, self.sizes.shard_bytes)
 
     def seal_full_shards(self, collection: StoredCollection, checkpoint: StoredCheckpoint) -> int | None:
-        """Seals what is full, and returns how many shards are to be marked sealed; None for none. The collection is
-        read-only if it fails. May run beside the commit thread."""
+        """Seals what is full, and returns how many shards are to be marked sealed; None for none. Raises OSError where
+        it may be tried again, as on a full disk; after a failed sync the collection is read-only. May run beside the
+        commit thread."""
         if checkpoint.full_shard_count() <= checkpoint.counters.sealed_shard_count:
             return None
         try:
             sealed = checkpoint.seal_full_shards()
-        except (CovectorError, OSError) as error:
+        except (CovectorError, SyncFailed) as error:
             _log.exception("collection %r: a full shard could not be sealed", collection.record.name)
             collection.read_only = Unavailable(
                 f"collection {collection.record.name!r} is read-only: a full shard could not be sealed ({error}); "
@@ -156,7 +157,7 @@ class Store:
 
     def publish(self, collection: StoredCollection) -> None:
         """Makes every committed row of a collection readable by Zarr tools; what is full is sealed first."""
-        self._seal(collection)
+        self.seal(collection)
         for checkpoint in collection.checkpoints.values():
             if not checkpoint.is_published():
                 try:
@@ -173,7 +174,7 @@ class Store:
         for collection in self._by_name.values():
             try:
                 if collection.fault is None and collection.read_only is None:
-                    self._seal(collection)
+                    self.seal(collection)
                     self.publish(collection)
                     self._flush_keys(collection)
                 collection.close()
@@ -182,11 +183,15 @@ class Store:
         self.catalog.close()
         os.close(self._lock)
 
-    def _seal(self, collection: StoredCollection) -> None:
-        for checkpoint in collection.checkpoints.values():
-            sealed = self.seal_full_shards(collection, checkpoint)
-            if sealed is not None:
-                self.mark_sealed(collection, checkpoint, sealed)
+    def seal(self, collection: StoredCollection) -> None:
+        """Seals what is full, and marks it; what cannot be sealed now is left for later."""
+        try:
+            for checkpoint in collection.checkpoints.values():
+                sealed = self.seal_full_shards(collection, checkpoint)
+                if sealed is not None:
+                    self.mark_sealed(collection, checkpoint, sealed)
+        except OSError as error:
+            _log.warning("collection %r: a full shard is not sealed yet (%s)", collection.record.name, error)
 
     def _flush_keys(self, collection: StoredCollection) -> None:
         """Leaves few keys to be replayed when the store is opened again."""
@@ -243,7 +248,7 @@ class Store:
                 self._by_name[collection.record.name] = collection
         for collection in self._by_name.values():
             if collection.fault is None:
-                self._seal(collection)
+                self.seal(collection)
         self._remove_orphans()
 
     def _remove_orphans(self) -> None:
