@@ -28,6 +28,7 @@ from ingest_processes import (
     malloc,
     other_malloc,
     together,
+    touch_memory,
 )
 from ingest_report import Figure, ratio, spread
 from sync_floor import group_times_s, write_rate
@@ -121,15 +122,24 @@ def _stream_rates(run: Run, client_count: int, rounds: int, setting: str) -> dic
     with malloc(setting), clients(plans) as senders:
         for _ in range(rounds):
             with fresh_store(run) as server:
+                touch_memory(_touched_mib(run))
                 rates["durable"].append(_replay(senders, server.address))
+            touch_memory(_touched_mib(run))
             rates["disk"].append(write_rate(run.directory, run.stream_mib))
             with acknowledging_server(run.acknowledging_style) as server:
+                touch_memory(_touched_mib(run))
                 rates["acknowledging"].append(_replay(senders, server.address))
             for style in bare:
                 with bare_server(style) as server:
+                    touch_memory(_touched_mib(run))
                     kind = "tcp" if style == "tcp" else "bare"
                     rates[style].append(rate(together(senders, [Task(kind, server.address, style=style)])))
     return rates
+
+
+def _touched_mib(run: Run) -> int:
+    """What a round needs: the rows in the page cache, and in flight."""
+    return 2 * run.stream_mib + 512
 
 
 def _replay(senders: list[Client], address: str) -> float:
