@@ -11,8 +11,9 @@ from covector.blocks import Column, column_of
 from covector.errors import Corrupt
 from covector_server.metadata.memory_catalog import MemoryCatalog
 from covector_server.storage.disk import Disk
+from covector_server.storage.key_filter import filter_bits
 from covector_server.storage.key_hash import hash_keys
-from covector_server.storage.key_runs import KeyRun, filter_bits, write_run
+from covector_server.storage.key_runs import KeyRun, write_run
 from covector_server.storage.key_table import KeyTable
 from covector_server.storage.recent_keys import RecentKeys, RowIds
 
@@ -52,7 +53,8 @@ def test_recent_keys_find_what_collides() -> None:
     table = RecentKeys(0)
     hashes = np.array([5, 5, 5 + (1 << 40), 6, 5], dtype=np.uint64)
     table.add(hashes, np.arange(5))
-    found = table.find(np.array([5, 6, 7, 5 + (1 << 40)], dtype=np.uint64))
+    asked = np.array([5, 6, 7, 5 + (1 << 40)], dtype=np.uint64)
+    found = table.find(asked, filter_bits(asked))
     pairs = sorted(zip(found.places.tolist(), found.row_ids.tolist(), strict=True))
     assert pairs == [(0, 0), (0, 1), (0, 4), (1, 3), (3, 2)]
 

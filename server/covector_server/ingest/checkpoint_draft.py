@@ -39,21 +39,26 @@ class CheckpointDraft:
     the group replaces."""
 
     stored: StoredCheckpoint
+    syncs: Syncs
     is_new: bool
     base_row_count: int
     states: dict[str, ArrayState]
     zero_row_count: int
     dead: Positions  # sorted, the group's included
+    held: list[dict[str, Rows]] = field(default_factory=list)  # columns that are to be written together
     died: Positions = field(default_factory=lambda: NO_POSITIONS)
 
     @staticmethod
-    def after(stored: StoredCheckpoint, is_new: bool, base: CheckpointDraft | None) -> CheckpointDraft:
-        """A draft that begins where ``base``, a draft not committed yet, ends; None: at what is committed."""
+    def after(
+        stored: StoredCheckpoint, syncs: Syncs, *, is_new: bool = False, base: CheckpointDraft | None = None
+    ) -> CheckpointDraft:
+        """A draft that begins where ``base``, a draft not committed yet, ends; None: at what is committed. What it
+        writes is added to ``syncs``."""
         if base is None:
             states, zero_row_count, dead = stored.states(), stored.counters.zero_row_count, stored.dead
         else:
             states, zero_row_count, dead = dict(base.states), base.zero_row_count, base.dead
-        return CheckpointDraft(stored, is_new, states["gradients"].row_count, states, zero_row_count, dead)
+        return CheckpointDraft(stored, syncs, is_new, states["gradients"].row_count, states, zero_row_count, dead)
 
     @property
     def row_count(self) -> int:
@@ -67,6 +72,7 @@ class CheckpointDraft:
         known = np.flatnonzero(~is_new)
         if not len(known):
             return Choice(chosen)
+        self.write_columns()
         positions = self.stored.positions.find(row_ids[known], self.row_count, self.dead)
         chosen[known[positions < 0]] = True
         standing, where = known[positions >= 0], positions[positions >= 0]
@@ -85,24 +91,33 @@ class CheckpointDraft:
         chosen[standing[differs]] = True
         return Choice(chosen, where[differs], self.zero_rows_at(where[differs]))
 
-    def write(self, batch: Batch, row_ids: RowIds, choice: Choice, syncs: Syncs) -> int:
-        """Writes the chosen rows and returns how many of them are all zero."""
+    def write(self, batch: Batch, row_ids: RowIds, choice: Choice) -> int:
+        """Writes the chosen rows and returns how many of them are all zero. Columns of a few bytes a row wait for those
+        of the group's other batches: ``write_columns``."""
         if not choice.rows.any() or batch.rows is None:
             return 0
-        columns: dict[str, Rows] = {
-            "gradients": batch.rows,
-            "scales": batch.scales,
-            "row_ids": row_ids.astype(np.uint64),
-            "trak_q": batch.trak_q,
-        }
-        everything = bool(choice.rows.all())
-        for name, array in self.stored.arrays.items():
-            rows = columns[name] if everything else columns[name][choice.rows]
-            self.states[name] = array.write(self.states[name], rows, syncs)
+        chosen = slice(None) if choice.rows.all() else choice.rows
+        gradients = self.stored.arrays["gradients"]
+        self.states["gradients"] = gradients.write(self.states["gradients"], batch.rows[chosen], self.syncs)
+        self.held.append(
+            {
+                "scales": batch.scales[chosen],
+                "row_ids": row_ids[chosen].astype(np.uint64),
+                "trak_q": batch.trak_q[chosen],
+            }
+        )
         self.dead, self.died = merged(self.dead, choice.replaced), merged(self.died, choice.replaced)
         zero_rows = int((batch.scales[choice.rows] == 0).sum())
         self.zero_row_count += zero_rows - choice.replaced_zero_rows
         return zero_rows
+
+    def write_columns(self) -> None:
+        """Writes the columns of the batches so far."""
+        if self.held:
+            for name in self.held[0]:
+                rows = np.concatenate([columns[name] for columns in self.held])
+                self.states[name] = self.stored.arrays[name].write(self.states[name], rows, self.syncs)
+            self.held = []
 
     def zero_rows_at(self, positions: Positions) -> int:
         """How many of the rows at positions are all zero."""

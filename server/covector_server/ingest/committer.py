@@ -142,19 +142,31 @@ class Committer:
                 while group.size_bytes < GROUP_BYTES and (entry := self._queue.take()) is not None:
                     group.write(entry, reader, self._check_space)
         except Exception as error:  # noqa: BLE001 - whatever it was, the group is not stored and its writers must hear
-            _log.exception("a group of %d batches was not written", len(group))
-            self._idle.wait()
-            group.refuse(explain(error))
-            group.roll_back()
+            self._give_up(group, error)
             return None
         return group if len(group) else None
+
+    def _is_finished(self, group: Group) -> bool:
+        """Writes the last of a group; False if that failed, and the group with it."""
+        try:
+            group.finish()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up(group, error)
+            return False
+        return True
+
+    def _give_up(self, group: Group, error: Exception) -> None:
+        _log.error("a group of %d batches was not written", len(group), exc_info=error)
+        self._idle.wait()
+        group.refuse(explain(error))
+        group.roll_back()
 
     def _keys_are_behind(self) -> bool:
         return any(collection.keys.is_behind() for collection in self._store.collections())
 
     def _hand_over(self, work: Group | _Call | None) -> None:
         """Gives work to the commit thread, once it has done with what it has."""
-        if work is None:
+        if work is None or (isinstance(work, Group) and not self._is_finished(work)):
             return
         self._idle.wait()
         self._idle.clear()

@@ -12,6 +12,7 @@ from covector_server.metadata.catalog import number
 from covector_server.storage.collection import DELETED_RANGE_BITS, StoredCollection, deleted_by_range
 from covector_server.storage.positions import is_among, merged
 from covector_server.storage.store import Store
+from covector_server.storage.syncs import Syncs
 from covector_server.storage.view import RowIds
 
 
@@ -24,7 +25,7 @@ def delete_rows(store: Store, collection: StoredCollection, row_ids: RowIds, req
     if collection.read_only is not None:
         raise collection.read_only
     gone = np.unique(row_ids[(row_ids >= 0) & ~is_among(collection.deleted, row_ids)])
-    drafts = [_without(CheckpointDraft.after(stored, False, None), gone) for stored in collection.checkpoints.values()]
+    drafts = [_without(CheckpointDraft.after(stored, Syncs()), gone) for stored in collection.checkpoints.values()]
     deleted = merged(collection.deleted, gone)
     id_ = collection.record.id
     with store.catalog.write() as writer:

@@ -77,13 +77,18 @@ class CollectionDraft:
         self._write_supplement(batch, row_ids, supplement)
         zero_rows = 0
         if checkpoint is not None:
-            zero_rows = checkpoint.write(batch, row_ids, choice, self.syncs)
+            zero_rows = checkpoint.write(batch, row_ids, choice)
         stored = int(choice.rows.sum())
         outcome = Outcome(stored, len(batch) - stored, zero_rows)
         self._writers[spec.writer_id] = WriterRecord(
             batch.sequence, batch.digest, stored, outcome.duplicate_row_count, zero_rows
         )
         return outcome
+
+    def finish(self) -> None:
+        """Writes what waited for the whole group; no batch comes after it."""
+        for draft in self._checkpoints.values():
+            draft.write_columns()
 
     def commit(self, writer: Writer) -> None:
         """Puts the group's state into a transaction, after checking that the catalog says what the draft began from."""
@@ -200,7 +205,7 @@ class CollectionDraft:
         else:
             check_writer(spec, self.collection, stored.record)
             stored.unpublish_tail()
-        draft = self._checkpoints[name] = CheckpointDraft.after(stored, is_new, base)
+        draft = self._checkpoints[name] = CheckpointDraft.after(stored, self.syncs, is_new=is_new, base=base)
         return draft
 
     def _create_checkpoint(self, spec: WriterSpec, name: str) -> StoredCheckpoint:

@@ -67,6 +67,11 @@ class Group:
         self._written.append((entry, outcome))
         self.size_bytes += batch.size_bytes
 
+    def finish(self) -> None:
+        """The last of step 2: what waited for the whole group is written."""
+        for draft in self.drafts.values():
+            draft.finish()
+
     def check_base(self) -> None:
         """Raises Unavailable if the group that this one builds upon has failed. Call it when that one is done."""
         if self._base is not None and self._base.failure is not None:

@@ -23,6 +23,7 @@ from crc32c import crc32c
 
 from covector.errors import Corrupt
 from covector_server.storage.disk import Disk
+from covector_server.storage.key_filter import KEYS_PER_WORD, Words, add_to, may_hold
 from covector_server.storage.key_hash import Hashes
 from covector_server.storage.recent_keys import Candidates, RowIds
 
@@ -30,10 +31,7 @@ _MAGIC, _VERSION = b"CVKR", 1
 _HEADER = struct.Struct("<4sHHQQQQI")
 _HEADER_BYTES = 64
 _BUCKET_ENTRIES = 16
-_KEYS_PER_WORD = 4
 _RADIX_BITS = 16
-
-Words = npt.NDArray[np.uint64]
 
 
 class KeyRun:
@@ -63,7 +61,7 @@ class KeyRun:
 
     def find(self, hashes: Hashes, bits: Words) -> Candidates:
         """The rows with these hashes; ``bits``: ``filter_bits`` of them."""
-        passed = np.flatnonzero(self._filter[_word_of(hashes, len(self._filter))] & bits == bits)
+        passed = may_hold(self._filter, hashes, bits)
         wanted = hashes[passed]
         buckets = self._buckets(wanted)
         stops = self._ends[buckets].astype(np.int64)
@@ -93,15 +91,6 @@ class KeyRun:
 
     def _words(self, start: int, count: int) -> Words:
         return np.frombuffer(self._map, "<u8", count=count, offset=_HEADER_BYTES + 8 * start)
-
-
-def filter_bits(hashes: Hashes) -> Words:
-    """The four bits of a filter's word that say that a key may be there."""
-    one, low = np.uint64(1), np.uint64(63)
-    bits = one << (hashes & low)
-    for shift in (6, 12, 18):
-        bits |= one << ((hashes >> np.uint64(shift)) & low)
-    return bits
 
 
 def write_run(disk: Disk, path: Path, sources: Sequence[KeyRun | tuple[Hashes, RowIds]], rows: tuple[int, int]) -> int:
@@ -139,7 +128,7 @@ class _Plan:
         for source in sources:
             if isinstance(source, KeyRun):
                 part_bits = min(part_bits, source.part_count_max().bit_length() - 1)
-        return _Plan(count, bucket_bits, 1 << part_bits, max(1, count // _KEYS_PER_WORD))
+        return _Plan(count, bucket_bits, 1 << part_bits, max(1, count // KEYS_PER_WORD))
 
 
 def _write_body(
@@ -159,7 +148,7 @@ def _write_body(
     for hashes, row_ids in _sorted_parts(plan, sources, rows):
         buckets = (hashes >> np.uint64(64 - plan.bucket_bits)).astype(np.int64) if plan.bucket_bits else hashes * 0
         counts += np.bincount(buckets.astype(np.int64), minlength=bucket_count).astype(np.uint64)
-        np.bitwise_or.at(filter_, _word_of(hashes, plan.filter_words), filter_bits(hashes))
+        add_to(filter_, hashes)
         hash_bytes, row_bytes = hashes.astype("<u8").tobytes(), row_ids.astype("<u8").tobytes()
         disk.write(descriptor, hash_bytes, hash_offset)
         disk.write(descriptor, row_bytes, row_offset)
@@ -211,11 +200,6 @@ def _kept_count(source: KeyRun | tuple[Hashes, RowIds], rows: tuple[int, int]) -
             return source.count
         source = source.entries_between(0, 1, 1)
     return int(((source[1] >= rows[0]) & (source[1] < rows[1])).sum())
-
-
-def _word_of(hashes: Hashes, word_count: int) -> npt.NDArray[np.int64]:
-    """Which word of the filter is a key's: by the upper half of its hash; its bits come from the lower half."""
-    return ((hashes >> np.uint64(32)) * np.uint64(word_count) >> np.uint64(32)).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)

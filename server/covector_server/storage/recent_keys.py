@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from covector_server.storage.key_filter import KEYS_PER_WORD, Words, add_to, may_hold
 from covector_server.storage.key_hash import Hashes
 
 RowIds = npt.NDArray[np.int64]
@@ -66,9 +67,14 @@ class RecentKeys:
             self._slots.put(hashes, row_ids)
         self.stop_row_id = max(self.stop_row_id, int(row_ids.max()) + 1)
 
-    def find(self, hashes: Hashes) -> Candidates:
-        """The rows with these hashes."""
-        return self._slots.find(hashes)
+    def find(self, hashes: Hashes, bits: Words) -> Candidates:
+        """The rows with these hashes; ``bits``: ``filter_bits`` of them."""
+        slots = self._slots
+        passed = may_hold(slots.filter, hashes, bits)
+        if not len(passed):
+            return Candidates(passed, passed)
+        found = slots.find(hashes[passed])
+        return Candidates(passed[found.places], found.row_ids)
 
     def entries(self) -> tuple[Hashes, RowIds]:
         """All hashes and row ids, in no order."""
@@ -90,12 +96,15 @@ class _Slots:
 
     hashes: Hashes
     row_ids: RowIds
+    filter: Words  # most keys that are asked for are new, and need not be looked up
 
     @staticmethod
     def of(count: int) -> _Slots:
-        return _Slots(np.zeros(count, dtype=np.uint64), np.full(count, _NO_ROW, dtype=np.int64))
+        words = np.zeros(max(1, count // (_SLOTS_PER_KEY * KEYS_PER_WORD)), dtype=np.uint64)
+        return _Slots(np.zeros(count, dtype=np.uint64), np.full(count, _NO_ROW, dtype=np.int64), words)
 
     def put(self, hashes: Hashes, row_ids: RowIds) -> None:
+        asked = hashes
         mask = len(self.row_ids) - 1
         slots = (hashes & np.uint64(mask)).astype(np.int64)
         while len(row_ids):
@@ -105,6 +114,7 @@ class _Slots:
             self.row_ids[wanted] = row_ids[free]  # where several want one slot, the last gets both halves
             lost = np.flatnonzero(self.row_ids[slots] != row_ids)
             hashes, row_ids, slots = hashes[lost], row_ids[lost], (slots[lost] + 1) & mask
+        add_to(self.filter, asked)  # last: whoever passes finds the row
 
     def find(self, hashes: Hashes) -> Candidates:
         mask = len(self.row_ids) - 1
