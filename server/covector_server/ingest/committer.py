@@ -31,7 +31,8 @@ from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.store import Store
 
-GROUP_BYTES = 32 << 20
+GROUP_BYTES = 32 << 20  # a group is not larger
+GROUP_BYTES_MIN = 4 << 20  # while more waits, the commit thread is not given less
 SYNC_THREADS = 4
 KEYS_WAIT_S = 0.5  # between two looks whether the key table has caught up
 T = TypeVar("T")
@@ -136,15 +137,19 @@ class Committer:
         return Group(self._store, self._limits, last)
 
     def _written(self, group: Group) -> Group | None:
-        """The group with all that waits, as far as it fits; None if nothing of it is left."""
+        """The group with what waits, until it is time to hand it over; None if nothing of it is left."""
         try:
             with self._store.catalog.read() as reader:
-                while group.size_bytes < GROUP_BYTES and (entry := self._queue.take()) is not None:
+                while not self._is_large(group) and (entry := self._queue.take()) is not None:
                     group.write(entry, reader, self._check_space)
         except Exception as error:  # noqa: BLE001 - whatever it was, the group is not stored and its writers must hear
             self._give_up(group, error)
             return None
         return group if len(group) else None
+
+    def _is_large(self, group: Group) -> bool:
+        """Whether a group should not wait for more: a commit thread that has nothing to do takes less."""
+        return group.size_bytes >= (GROUP_BYTES_MIN if self._idle.is_set() else GROUP_BYTES)
 
     def _is_finished(self, group: Group) -> bool:
         """Writes the last of a group; False if that failed, and the group with it."""
