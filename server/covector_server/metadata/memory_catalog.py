@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from covector_server.metadata.catalog import TABLES, Table, open_value, seal_value
@@ -28,6 +28,10 @@ class MemoryCatalog:
             draft = {table: dict(entries) for table, entries in self._committed.items()}
             yield MemoryTransaction(draft)
             self._committed = draft
+
+    def compact(self, step: Callable[[str], object] = str) -> int:
+        """Nothing: what was deleted is gone."""
+        return 0
 
     def close(self) -> None:
         pass

@@ -39,7 +39,7 @@ class ZarrArray:
 
     def create(self) -> None:
         """Makes the empty array, durably."""
-        self._disk.make_directories(self._shard_path(0).parent if self.layout.item_shape else self.directory / "c")
+        self._disk.make_directories(self.shard_path(0).parent if self.layout.item_shape else self.directory / "c")
         self._disk.replace_json(self.directory / "zarr.json", self.layout.zarr_document(0))
         self._published = 0
 
@@ -61,6 +61,21 @@ class ZarrArray:
             checksum = 0 if full else checksum
         return ArrayState(row_count, checksum)
 
+    def put_chunk(self, shard: int, chunk: int, data: bytes, checksum: int | None, syncs: Syncs) -> None:
+        """Writes a chunk of a shard from its first row on; ``checksum``: that of a whole one. For whoever makes an
+        array out of another: the state is theirs to know. Not durable before ``syncs`` are done."""
+        descriptor = self._open(shard, syncs)
+        self._write_piece(descriptor, chunk * self.layout.stride_bytes, data, checksum)
+        syncs.add_file(descriptor)
+
+    def link_shard(self, shard: int, source: Path, syncs: Syncs) -> None:
+        """Takes over a sealed shard of another array, which neither of the two will ever change."""
+        path = self.shard_path(shard)
+        if self.layout.item_shape:
+            path.parent.mkdir(exist_ok=True)
+        self._disk.link(source, path)
+        self._add_directories(path, syncs)
+
     def seal(self, shard: int) -> None:
         """Completes a full shard, all of it committed: its index, durably. Doing it again changes nothing. May run
         beside ``write``, which has done with that shard."""
@@ -79,7 +94,7 @@ class ZarrArray:
         chunk, row_in_chunk = divmod(row, layout.chunk_rows)
         if row_in_chunk:
             padding = bytes((layout.chunk_rows - row_in_chunk) * layout.row_bytes)
-            with self._disk.opened(self._shard_path(shard), layout.shard_bytes) as descriptor:
+            with self._disk.opened(self.shard_path(shard), layout.shard_bytes) as descriptor:
                 self._write_piece(descriptor, layout.row_offset_bytes(row), padding, crc32c(padding, state.checksum))
         self._write_index(shard, chunk + (row_in_chunk > 0))
 
@@ -112,7 +127,7 @@ class ZarrArray:
         row_in_chunk = row % self.layout.chunk_rows
         if not row_in_chunk:
             return 0
-        with self._shard_path(shard).open("rb") as file:
+        with self.shard_path(shard).open("rb") as file:
             file.seek(self.layout.row_offset_bytes(row - row_in_chunk))
             return int(crc32c(file.read(row_in_chunk * self.layout.row_bytes)))
 
@@ -123,6 +138,10 @@ class ZarrArray:
         self._descriptors.clear()
         self._mapped.clear()
 
+    def shard_path(self, shard: int) -> Path:
+        """Where a shard's file lies."""
+        return self.directory / self.layout.shard_file(shard)
+
     def _document(self) -> dict[str, Any]:
         try:
             return dict(json.loads((self.directory / "zarr.json").read_text(encoding="utf-8")))
@@ -132,7 +151,7 @@ class ZarrArray:
     def _map(self, shard: int) -> MappedShard:
         mapped = self._mapped.get(shard)
         if mapped is None:
-            mapped = self._mapped.setdefault(shard, MappedShard(self._shard_path(shard), self.layout))
+            mapped = self._mapped.setdefault(shard, MappedShard(self.shard_path(shard), self.layout))
         return mapped
 
     def _write_piece(self, descriptor: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
@@ -142,14 +161,14 @@ class ZarrArray:
 
     def _write_index(self, shard: int, chunk_count: int) -> None:
         """With a descriptor of its own: it syncs what was written before by any."""
-        with self._disk.opened(self._shard_path(shard), self.layout.shard_bytes) as descriptor:
+        with self._disk.opened(self.shard_path(shard), self.layout.shard_bytes) as descriptor:
             self._disk.write(descriptor, self.layout.index(chunk_count), self.layout.index_offset_bytes)
             self._disk.sync(descriptor)
 
     def _open(self, shard: int, syncs: Syncs) -> int:
         descriptor = self._descriptors.get(shard)
         if descriptor is None:
-            path = self._shard_path(shard)
+            path = self.shard_path(shard)
             is_new = not path.exists()
             if is_new and self.layout.item_shape:
                 path.parent.mkdir(exist_ok=True)
@@ -163,6 +182,3 @@ class ZarrArray:
         syncs.add_directory(path.parent)
         if self.layout.item_shape:
             syncs.add_directory(path.parent.parent)
-
-    def _shard_path(self, shard: int) -> Path:
-        return self.directory / self.layout.shard_file(shard)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,21 @@ class Disk:
         path.mkdir(parents=True, exist_ok=True)
         for made in reversed(made_here):
             self.sync_directory(made.parent)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Gives a file another name. Not durable before ``sync_directory``; whoever changes one changes the other."""
+        os.link(source, target)
+
+    def remove_file(self, path: Path) -> None:
+        """Removes a file, if it is there, durably."""
+        path.unlink(missing_ok=True)
+        self.sync_directory(path.parent)
+
+    def remove_tree(self, path: Path) -> None:
+        """Removes a directory and all below it, if it is there, durably."""
+        if path.exists():
+            shutil.rmtree(path)
+            self.sync_directory(path.parent)
 
     def replace_json(self, path: Path, document: dict[str, Any]) -> None:
         """Puts a JSON file in place of the one at ``path``, durably: readers see the old or the new, whole."""

@@ -68,6 +68,21 @@ class RowLog:
         self._remember(place, block)
         return block
 
+    def read_bytes(self, record: BlockRecord) -> bytes:
+        """The bytes at a place, as they are."""
+        return self._read_bytes(record)
+
+    def close_file(self, file: int) -> None:
+        """Closes a file that nothing is appended to any more. Belongs to the thread that appends."""
+        descriptor = self._descriptors.pop(file, None)
+        if descriptor is not None:
+            self._disk.close(descriptor)
+
+    def remove_file(self, file: int) -> None:
+        """Removes a file that no record names and nobody reads, durably."""
+        self._disk.remove_file(self.path(file))
+        self.forget_file(file)
+
     def forget_file(self, file: int) -> None:
         """Drops what is cached of a file that was replaced."""
         with self._caching:
