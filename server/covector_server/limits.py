@@ -35,6 +35,8 @@ class Limits:
     page_size: int = 1_000
     wait_s: float = 60.0
     part_wait_s: float = 30.0
+    compact_readers_wait_s: float = 600.0
+    compact_dead_bytes_min: int = 64 << 20
 
     def check(self, name: str, value: int, what: str) -> None:
         """Raises LimitExceeded if ``value`` is past the limit called ``name``; ``what`` opens the message."""

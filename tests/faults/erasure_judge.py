@@ -25,6 +25,8 @@ def assert_erased(store: Store, collection: StoredCollection) -> None:
             for position in checkpoint.dead.tolist():
                 found = checkpoint.arrays[name].read(position, position + 1, checkpoint.counters.row_count)
                 np.testing.assert_array_equal(found, np.full_like(found, blank))
+    with store.catalog.read() as reader:
+        assert not list(reader.scan("retired_logs", number(collection.record.id)))
     assert_no_orphans(store)
 
 
@@ -37,8 +39,6 @@ def assert_no_orphans(store: Store) -> None:
         logs = {file for _, record in blocks(collection) for file in [record.file]} | {collection.counters.log_file}
         assert {int(path.stem) for path in (collection.directory / "rows").iterdir()} <= logs
         assert set((collection.directory / "keys").glob("*")) == set(collection.keys.run_paths)
-        with store.catalog.read() as reader:
-            assert not list(reader.scan("retired_logs", number(collection.record.id)))
     assert {path.name for path in store.data.iterdir()} <= {"catalog.lmdb", "catalog.lmdb-lock", "collections", "lock"}
 
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.faults.erasure_judge import assert_erased
 
 from covector.blocks import encode_key, scale_rows
 from covector.errors import Conflict, Unavailable
@@ -30,7 +31,6 @@ from covector_server.limits import Limits
 from covector_server.storage.collection import StoredCollectionView
 from covector_server.storage.store import Sizes, Store
 from covector_server.testing.batches import batch_of
-from tests.faults.erasure_judge import assert_erased
 
 DIM = 6
 SIZES = Sizes(chunk_bytes=2 * DIM * 4, shard_bytes=2 * DIM * 8, log_file_bytes=500, recent_keys=6)

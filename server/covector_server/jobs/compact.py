@@ -14,8 +14,6 @@ from covector_server.metadata.records import OperationRecord
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.store import Store
 
-DEAD_BYTES_MIN = 64 << 20  # of dead rows, before a collection is compacted by itself
-
 
 class Compactor:
     """Compactions of one store. Safe to use from any thread but the committer's."""
@@ -28,8 +26,9 @@ class Compactor:
         rules: Rules,
         *,
         erasers: Sequence[Eraser] = (),
-        dead_bytes_min: int = DEAD_BYTES_MIN,
+        dead_bytes_min: int = 64 << 20,
     ) -> None:
+        """``dead_bytes_min``: bytes of dead rows, before a collection is compacted by itself."""
         self._store = store
         self._committer = committer
         self._operations = operations

@@ -153,14 +153,11 @@ def _switch(store: Store, collection: StoredCollection, copy: GenerationCopy) ->
         checksums={name: state.checksum for name, state in states.items()},
     )
     _commit(store, collection, new, counters, (dead, copy.erased()))
-    try:
+    with following(collection):
         store.disk.step("compact.switched")
         new.counters, new.dead = counters, dead
         with collection.changing:
             collection.checkpoints[new.record.name] = new
-    except Exception as error:
-        collection.fault = collection.read_only = must_restart(collection, error)
-        raise collection.fault from error
     _remove_later(store, collection, old)
 
 
@@ -174,13 +171,19 @@ def _remove_later(store: Store, collection: StoredCollection, old: StoredCheckpo
     collection.remove_later(remove)
 
 
-def must_restart(collection: StoredCollection, error: Exception) -> Unavailable:
-    """Why a collection is closed after a commit that memory could not follow."""
-    return Unavailable(
-        f"collection {collection.record.name!r} was compacted, but memory could not follow ({error!r}); "
-        "restart the server",
-        final="true",
-    )
+@contextmanager
+def following(collection: StoredCollection) -> Iterator[None]:
+    """The block makes memory follow a commit. The collection is closed if it cannot; then it raises Unavailable."""
+    try:
+        yield
+    except Exception as error:
+        reason = Unavailable(
+            f"collection {collection.record.name!r} was compacted, but memory could not follow ({error!r}); "
+            "restart the server",
+            final="true",
+        )
+        collection.fault = collection.read_only = reason
+        raise reason from error
 
 
 def _commit(

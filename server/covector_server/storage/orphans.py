@@ -13,6 +13,7 @@ def remove_orphans(collection: StoredCollection, disk: Disk) -> None:
     """Call it when the collection is loaded, before anything reads or writes it."""
     _remove_generations(collection, disk)
     collection.keys.remove_orphans()
+    _remove_uncommitted_logs(collection, disk)
     forget_logs(collection, empty_logs(collection, retired_logs(collection)))
 
 
@@ -42,6 +43,13 @@ def forget_logs(collection: StoredCollection, files: list[int]) -> None:
         with collection.catalog.write() as writer:
             for file in files:
                 writer.delete("retired_logs", number(collection.record.id, file))
+
+
+def _remove_uncommitted_logs(collection: StoredCollection, disk: Disk) -> None:
+    """Files past the committed end of the row log: of a group or a move that was not committed."""
+    for path in (collection.directory / "rows").glob("*.blocks"):
+        if path.stem.isdecimal() and int(path.stem) > collection.counters.log_file:
+            disk.remove_file(path)
 
 
 def _remove_generations(collection: StoredCollection, disk: Disk) -> None:

@@ -17,7 +17,7 @@ from covector_server.storage.row_block import NEW, SUPPLEMENT, Block
 from covector_server.storage.syncs import Syncs
 
 CACHED_BYTES = 32 << 20
-_OPEN_FILES = 2  # the newest ones, to append to
+_OPEN_FILES = 8  # the newest ones, to append to; more than one group writes to
 
 __all__ = ["NEW", "SUPPLEMENT", "RowLog"]
 

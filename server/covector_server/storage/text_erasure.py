@@ -17,7 +17,7 @@ from covector.errors import Corrupt, CovectorError, Unavailable
 from covector_server.metadata.catalog import number, numbers
 from covector_server.metadata.records import BlockRecord, CollectionCounters
 from covector_server.storage.collection import NO_ROWS, StoredCollection
-from covector_server.storage.generation import Check, Exclusive, check_alive, check_not_deleted, must_restart
+from covector_server.storage.generation import Check, Exclusive, check_alive, check_not_deleted, following
 from covector_server.storage.orphans import retired_logs
 from covector_server.storage.positions import is_among, merged
 from covector_server.storage.relocations import Move
@@ -62,10 +62,11 @@ class TextErasure:
         if not self.files:
             return
         self._run(self._begin)
+        bytes_max = min(MOVED_BYTES, self._store.sizes.log_file_bytes // 2)  # so that a batch lies in two files at most
         batch: list[_Moving] = []
         for name, record in self._blocks_in_files():
             batch.append(_Moving(name, record, self._moved_bytes(record, name in touched)))
-            if sum(len(moving.data) for moving in batch) >= MOVED_BYTES:
+            if sum(len(moving.data) for moving in batch) >= bytes_max:
                 self._move(batch, check)
                 batch = []
         self._move(batch, check)
@@ -122,9 +123,10 @@ class TextErasure:
             for file in self.files:
                 writer.put("retired_logs", number(id_, file), b"")
             writer.put("collection_counters", number(id_), counters.encode())
-        self._store.disk.step("compact.log_begun")
-        with collection.changing:
-            collection.counters = counters
+        with following(collection):
+            self._store.disk.step("compact.log_begun")
+            with collection.changing:
+                collection.counters = counters
         for file in self.files:
             collection.log.close_file(file)
 
@@ -172,16 +174,13 @@ class TextErasure:
         except CovectorError as error:
             collection.read_only = _failed(collection, error)
             raise
-        try:
+        with following(collection):
             self._store.disk.step("compact.log_committed")
             moved = {name[1]: record for name, record in places.items() if name[0] == SUPPLEMENT}
             with collection.changing:
                 collection.counters = counters
                 if moved:
                     collection.supplements = collection.supplements.moved(moved)
-        except Exception as error:
-            collection.fault = collection.read_only = must_restart(collection, error)
-            raise collection.fault from error
         collection.readers.retire(lambda: collection.relocations.remove(move))
 
     def _write(self, batch: list[_Moving]) -> tuple[CollectionCounters, dict[Name, BlockRecord]]:
