@@ -12,6 +12,7 @@ catalog decides whether it holds. Bytes past it are as good as absent, and are w
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,14 @@ class ZarrArray:
 
     def close(self) -> None:
         """Closes the files; mapped shards stay valid for those who hold them."""
-        for descriptor in self._descriptors.values():
-            self._disk.close(descriptor)
-        self._descriptors.clear()
+        with suppress(KeyError):  # one by one: sealing may be closing some of them
+            while True:
+                self._disk.close(self._descriptors.popitem()[1])
         self._mapped.clear()
+
+    def forget(self, shard: int) -> None:
+        """Drops the map of a shard whose file was removed or replaced; views of it stay valid."""
+        self._mapped.pop(shard, None)
 
     def shard_path(self, shard: int) -> Path:
         """Where a shard's file lies."""

@@ -64,11 +64,13 @@ class TextErasure:
         self._run(self._begin)
         bytes_max = min(MOVED_BYTES, self._store.sizes.log_file_bytes // 2)  # so that a batch lies in two files at most
         batch: list[_Moving] = []
+        batch_bytes = 0
         for name, record in self._blocks_in_files():
             batch.append(_Moving(name, record, self._moved_bytes(record, name in touched)))
-            if sum(len(moving.data) for moving in batch) >= bytes_max:
+            batch_bytes += len(batch[-1].data)
+            if batch_bytes >= bytes_max:
                 self._move(batch, check)
-                batch = []
+                batch, batch_bytes = [], 0
         self._move(batch, check)
 
     # Which blocks tell of the rows
