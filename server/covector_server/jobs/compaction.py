@@ -189,7 +189,7 @@ class Compaction:
         erased = deleted[~is_among(texts.kept, deleted)]
         if len(gone):
             self._exclusive(lambda: self._mark(erased))
-        self._report.rows_erased = int((~is_among(texts.kept, gone)).sum())
+        self._report.rows_erased = max(0, len(erased) - sum(marks.values()))
 
     def _wait_for_readers(self, check: Check) -> None:
         """Returns when every reader has left that began before: then nothing of the old files is needed, or there."""
