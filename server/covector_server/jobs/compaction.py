@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from covector_server.storage.generation import (
     next_generation,
     take_over,
 )
+from covector_server.storage.layout import position_bytes
 from covector_server.storage.orphans import empty_logs, forget_logs, retired_logs
 from covector_server.storage.positions import is_among
 from covector_server.storage.store import Store
@@ -63,7 +63,7 @@ class _Report:
     rows_erased: int = 0
     blocks_rewritten: int = 0
     key_runs_rewritten: int = 0
-    catalog_bytes_freed: int = 0
+    bytes_freed: int = 0
     checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
     unsound: list[str] = field(default_factory=list)
 
@@ -101,7 +101,6 @@ class Compaction:
     def _run(self, progress: Progress) -> dict[str, Any]:
         collection = self._collection
         check_alive(collection)
-        started_bytes = disk_bytes(collection.directory)
         names = list(collection.checkpoints)
         total = len(names) + _STAGES_AFTER + len(self._erasers)
 
@@ -115,10 +114,10 @@ class Compaction:
             self._done += 1
         self._erase_rows(check)
         check()
-        self._report.catalog_bytes_freed = self._exclusive(lambda: self._store.catalog.compact(self._store.disk.step))
+        self._report.bytes_freed += self._exclusive(lambda: self._store.catalog.compact(self._store.disk.step))
         self._done += 1
         progress.report(total, total)
-        return self._result(started_bytes)
+        return self._result()
 
     # Checkpoints
 
@@ -143,6 +142,8 @@ class Compaction:
             if counts_by(old.dead, old.record.shard_rows) == erased:
                 return {"action": "none"}
             return self._erase(old, erased, check)
+        dropped_count = copy.row_count - copy.states()["gradients"].row_count
+        self._report.bytes_freed += dropped_count * position_bytes(self._collection.space.dim)
         return {
             "action": "compacted",
             "generation": new.record.generation,
@@ -172,6 +173,7 @@ class Compaction:
         with collection.readers.reading():
             texts.erase(check)
         self._report.blocks_rewritten = texts.block_count
+        self._report.bytes_freed += texts.freed_bytes
         self._report.unsound += texts.unsound
         self._done += 1
         self._wait_for_readers(check)
@@ -215,6 +217,7 @@ class Compaction:
                 if change is not None:
                     self._exclusive(partial(self._store.register_keys, self._collection, change))
                     self._report.key_runs_rewritten += 1
+                    self._report.bytes_freed += change.removed[0].run.size_bytes - change.added.run.size_bytes
 
     def _mark(self, erased: RowIds) -> None:
         """On the commit thread."""
@@ -225,12 +228,12 @@ class Compaction:
         self._store.disk.step("compact.marked")
         self._collection.erased_row_count = len(erased)
 
-    def _result(self, started_bytes: int) -> dict[str, Any]:
+    def _result(self) -> dict[str, Any]:
         report, collection = self._report, self._collection
         has_erased = report.rows_erased or any(one["action"] != "none" for one in report.checkpoints.values())
         return {
             "rows_erased": report.rows_erased,
-            "bytes_freed": max(0, started_bytes - disk_bytes(collection.directory) + report.catalog_bytes_freed),
+            "bytes_freed": max(0, report.bytes_freed),
             "checkpoints": report.checkpoints,
             "blocks_rewritten": report.blocks_rewritten,
             "key_runs_rewritten": report.key_runs_rewritten,
@@ -244,15 +247,3 @@ def unerased(deleted: RowIds, marks: dict[int, int]) -> RowIds:
     counts = counts_by(deleted, RANGE_ROWS)
     due = np.array([range_ for range_, count in counts.items() if marks.get(range_, 0) != count], dtype=np.int64)
     return deleted[np.isin(deleted // RANGE_ROWS, due)] if len(due) else NO_ROWS
-
-
-def disk_bytes(directory: Path) -> int:
-    """What the files below a directory take on disk, each once."""
-    sizes: dict[int, int] = {}
-    for path in directory.rglob("*"):
-        try:
-            status = path.lstat()
-        except FileNotFoundError:  # removed meanwhile
-            continue
-        sizes[status.st_ino] = 512 * status.st_blocks
-    return sum(sizes.values())

@@ -11,6 +11,7 @@ catalog decides whether it holds. Bytes past it are as good as absent, and are w
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,9 @@ from covector_server.storage.disk import Disk
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.segment import MappedShard
 from covector_server.storage.syncs import Syncs
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_COPIED_BYTES = 8 << 20  # at once
 
 
 class ZarrArray:
@@ -70,11 +74,17 @@ class ZarrArray:
         syncs.add_file(descriptor)
 
     def link_shard(self, shard: int, source: Path, syncs: Syncs) -> None:
-        """Takes over a sealed shard of another array, which neither of the two will ever change."""
+        """Takes over a sealed shard of another array, which neither of the two will ever change; as a copy where the
+        file system knows no links."""
         path = self.shard_path(shard)
         if self.layout.item_shape:
             path.parent.mkdir(exist_ok=True)
-        self._disk.link(source, path)
+        try:
+            self._disk.link(source, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy_file(source, path)
         self._add_directories(path, syncs)
 
     def seal(self, shard: int) -> None:
@@ -158,6 +168,14 @@ class ZarrArray:
         if mapped is None:
             mapped = self._mapped.setdefault(shard, MappedShard(self.shard_path(shard), self.layout))
         return mapped
+
+    def _copy_file(self, source: Path, path: Path) -> None:
+        with source.open("rb") as file, self._disk.opened(path, self.layout.shard_bytes) as descriptor:
+            offset_bytes = 0
+            while piece := file.read(_COPIED_BYTES):
+                self._disk.write(descriptor, piece, offset_bytes)
+                offset_bytes += len(piece)
+            self._disk.sync(descriptor)
 
     def _write_piece(self, descriptor: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
         self._disk.write(descriptor, piece, offset_bytes)

@@ -24,6 +24,7 @@ from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection, positions_by_shard
 from covector_server.storage.contract import ArrayState
 from covector_server.storage.erased import put_erased_in_shards
+from covector_server.storage.layout import position_bytes
 from covector_server.storage.store import Store
 from covector_server.storage.view import Positions
 
@@ -110,7 +111,7 @@ def next_generation(store: Store, collection: StoredCollection, old: StoredCheck
 def take_over(store: Store, collection: StoredCollection, copy: GenerationCopy, run: Exclusive, check: Check) -> None:
     """Fills the next generation and switches to it."""
     old = copy.old
-    row_bytes = 2 * collection.space.dim + 16
+    row_bytes = position_bytes(collection.space.dim)
     for _ in range(PASSES_MAX):
         copy.advance(old.counters, old.dead, check)
         if (old.counters.row_count - copy.row_count) * row_bytes <= LEFT_BYTES:
@@ -152,10 +153,12 @@ def _switch(store: Store, collection: StoredCollection, copy: GenerationCopy) ->
         sealed_shard_count=copy.full_shard_count(),
         checksums={name: state.checksum for name, state in states.items()},
     )
-    _commit(store, collection, new, counters, (dead, copy.erased()))
+    new.counters, new.dead = counters, dead
+    if old.is_published():
+        new.publish()
+    _commit(store, collection, new, copy.erased())
     with following(collection):
         store.disk.step("compact.switched")
-        new.counters, new.dead = counters, dead
         with collection.changing:
             collection.checkpoints[new.record.name] = new
     _remove_later(store, collection, old)
@@ -186,24 +189,17 @@ def following(collection: StoredCollection) -> Iterator[None]:
         raise reason from error
 
 
-def _commit(
-    store: Store,
-    collection: StoredCollection,
-    new: StoredCheckpoint,
-    counters: CheckpointCounters,
-    tombstones: tuple[Positions, Mapping[int, int]],
-) -> None:
-    """``tombstones``: the dead positions, and by shard how many of them are erased."""
+def _commit(store: Store, collection: StoredCollection, new: StoredCheckpoint, erased: Mapping[int, int]) -> None:
     id_, record = collection.record.id, new.record
-    key, (dead, erased) = number(id_, record.id), tombstones
+    key = number(id_, record.id)
     try:
         with store.catalog.write() as writer:
             check_not_deleted(writer, collection)
             writer.put("checkpoints", key, record.encode())
-            writer.put("checkpoint_counters", key, counters.encode())
+            writer.put("checkpoint_counters", key, new.counters.encode())
             for stale in [stale for stale, _ in writer.scan("tombstones", key)]:
                 writer.delete("tombstones", stale)
-            for shard, positions in positions_by_shard(dead, record.shard_rows):
+            for shard, positions in positions_by_shard(new.dead, record.shard_rows):
                 writer.put("tombstones", number(id_, record.id, shard), positions)
             put_erased_in_shards(writer, id_, record.id, erased)
     except Conflict:

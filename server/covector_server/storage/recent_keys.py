@@ -83,6 +83,8 @@ class RecentKeys:
         """The same keys but those of some rows; they are sorted. It speaks for the same rows."""
         hashes, row_ids = self.entries()
         kept = ~is_among(gone, row_ids)
+        if kept.all():
+            return self
         fewer = RecentKeys(self.first_row_id)
         fewer.add(hashes[kept], row_ids[kept])
         fewer.cover(self.stop_row_id)

@@ -9,6 +9,7 @@ they are, and are reported.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,12 +44,14 @@ class _Moving:
 
 class TextErasure:
     """Erases what the row log says of ``gone``, sorted ids of deleted rows. ``kept``: those of them that stand in
-    damaged blocks, and stay; ``unsound``: these blocks, in words; ``block_count``: blocks written without some rows."""
+    damaged blocks, and stay; ``unsound``: these blocks, in words; ``block_count``: blocks written without some rows;
+    ``freed_bytes``: by how much these shrank."""
 
     def __init__(self, store: Store, collection: StoredCollection, gone: RowIds, run: Exclusive) -> None:
         self.kept = NO_ROWS
         self.unsound: list[str] = []
         self.block_count = 0
+        self.freed_bytes = 0
         self.files: list[int] = []  # that are emptied
         self._store = store
         self._collection = collection
@@ -120,7 +123,7 @@ class TextErasure:
         counters = collection.counters
         if counters.log_file in self.files:
             counters = replace(counters, log_file=counters.log_file + 1, log_offset_bytes=0)
-        with self._store.catalog.write() as writer:
+        with self._in_doubt(), self._store.catalog.write() as writer:
             check_not_deleted(writer, collection)
             for file in self.files:
                 writer.put("retired_logs", number(id_, file), b"")
@@ -153,8 +156,10 @@ class TextErasure:
         if not is_touched:
             return self._collection.log.read_bytes(record)
         block = self._read(record)
+        data = without_rows(block, is_among(self._gone, block.row_ids))
         self.block_count += 1
-        return without_rows(block, is_among(self._gone, block.row_ids))
+        self.freed_bytes += record.size_bytes - len(data)
+        return data
 
     def _move(self, batch: list[_Moving], check: Check) -> None:
         check()
@@ -171,11 +176,7 @@ class TextErasure:
             {moving.name[1]: moving.record for moving in batch if moving.name[0] == NEW},
         )
         collection.relocations.add(move)
-        try:
-            self._commit(counters, places)
-        except CovectorError as error:
-            collection.read_only = _failed(collection, error)
-            raise
+        self._commit(counters, places)
         with following(collection):
             self._store.disk.step("compact.log_committed")
             moved = {name[1]: record for name, record in places.items() if name[0] == SUPPLEMENT}
@@ -202,9 +203,18 @@ class TextErasure:
             raise collection.read_only from error
         return counters, places
 
+    @contextmanager
+    def _in_doubt(self) -> Iterator[None]:
+        """A transaction that fails may hold all the same: that is for a restart to find out."""
+        try:
+            yield
+        except CovectorError as error:
+            self._collection.read_only = _failed(self._collection, error)
+            raise self._collection.read_only from error
+
     def _commit(self, counters: CollectionCounters, places: dict[Name, BlockRecord]) -> None:
         id_ = self._collection.record.id
-        with self._store.catalog.write() as writer:
+        with self._in_doubt(), self._store.catalog.write() as writer:
             check_not_deleted(writer, self._collection)
             writer.put("collection_counters", number(id_), counters.encode())
             for (kind, number_), record in places.items():
