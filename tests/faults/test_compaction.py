@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from tests.faults.erasure_judge import assert_erased, assert_no_orphans, catalog_has, files_with
+from tests.faults.erasure_judge import assert_erased, assert_no_orphans, blocks, catalog_has, files_with
 
 from covector.blocks import encode_key, key_column, scale_rows
 from covector.errors import Conflict, Corrupt, CovectorError, NotFound, Unavailable
@@ -423,6 +423,29 @@ def test_a_chunk_that_cannot_be_verified_is_reported_and_stays_bad(rig: Rig, rul
         list(view.checkpoints["one"].tiles(8))
     assert not checkpoint.arrays["gradients"].read(1, 2, 44).any()
     assert rig.compact(rules)["unverified"] != []
+
+
+def test_a_damaged_block_of_the_row_log_moves_as_it_is(rig: Rig) -> None:
+    rig.fill()
+    first, second = (record for _, record in list(blocks(rig.collection))[:2])
+    path = rig.collection.log.path(first.file)
+    data = bytearray(path.read_bytes())
+    data[first.offset_bytes + first.size_bytes - 3] ^= 16
+    path.write_bytes(data)
+    rig.restart()
+    assert second.file == first.file  # which is emptied: it holds a deleted row too
+    result = rig.compact(ERASE)
+    (found,) = result["unverified"]
+    assert f"rows {first.first} to {first.last}" in found
+    assert not path.exists()
+    moved = next(record for _, record in blocks(rig.collection) if record.first == first.first)
+    assert moved.file != first.file
+    assert rig.collection.log.read_bytes(moved) == data[first.offset_bytes : first.offset_bytes + first.size_bytes]
+    gone = [row_id for row_id in rig.collection.deleted.tolist() if row_id > first.last]
+    assert result["rows_erased"] == rig.collection.erased_row_count == len(gone)
+    with rig.collection.reading() as view:
+        assert view.keys_of(np.array(gone)) == [b""] * len(gone)
+    assert rig.compact(ERASE)["unverified"] != []
 
 
 def test_zarr_reads_the_new_generation(rig: Rig) -> None:
