@@ -29,6 +29,9 @@ from covector.v1 import (
 from covector_server.config import Config
 from covector_server.ingest.committer import Committer
 from covector_server.ingest.deleting import delete_rows
+from covector_server.jobs.compact import Compactor
+from covector_server.jobs.compaction import Rules
+from covector_server.jobs.erase_postings import postings_eraser
 from covector_server.jobs.maintenance import Maintenance
 from covector_server.jobs.operations import Operations
 from covector_server.jobs.postings import PostingsIndexer
@@ -86,6 +89,14 @@ class Server:
         self._maintenance = Maintenance(self._store)
         self._committer = Committer(self._store, config.limits, self._maintenance.seal, self._space.check)
         self._operations = Operations(self._store, self._committer, limits=config.limits)
+        self._compactor = Compactor(
+            self._store,
+            self._committer,
+            self._operations,
+            Rules(config.compact_share, config.limits.compact_readers_wait_s),
+            erasers=[postings_eraser(self._store, lambda work: self._committer.call(work).result())],
+            dead_bytes_min=config.limits.compact_dead_bytes_min,
+        )
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
         self._ingest = ThreadPoolExecutor(config.ingest_threads, thread_name_prefix="ingest")
         self._writers = IngestServicer(self._store, self._committer, self._ingest, config.limits)
@@ -100,7 +111,7 @@ class Server:
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {listen}: {error}; is the port taken?") from error
         indexer = PostingsIndexer(self._store, self._committer, self._config.limits)
-        self._maintenance.start(self._committer, [indexer.step, self._scrubber.step])
+        self._maintenance.start(self._committer, [self._compactor.step, indexer.step, self._scrubber.step])
         await self._grpc.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -148,7 +159,7 @@ class Server:
             return await asyncio.wrap_future(committer.call(work))
 
         collections_pb2_grpc.add_CollectionsServiceServicer_to_server(
-            CollectionsServicer(store, committer, self._operations, limits), server
+            CollectionsServicer(store, committer, self._operations, limits, self._compactor), server
         )
         server.add_generic_rpc_handlers((self._writers.handlers(),))
         query_pb2_grpc.add_QueryServiceServicer_to_server(QueryServicer(open_view, self._queries, limits), server)

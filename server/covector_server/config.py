@@ -27,6 +27,7 @@ class Config:
     query_threads: int = 2
     ingest_threads: int = 2
     disk_low_water_bytes: int = 256 << 20  # kept free on the disk; 0 for none
+    compact_share: float = 0.2  # of dead rows from which a checkpoint is compacted by itself; 0: never
     stop_grace_s: float = 10.0
     verbose: bool = False
 
@@ -41,6 +42,8 @@ def parse(arguments: list[str] | None = None) -> Config:
         raise InvalidInput(f"{given.api_key_file} holds no key; write one into it, or leave --api-key-file out")
     if not (given.listen.startswith("unix:") or re.fullmatch(r".+:\d+", given.listen)):
         raise InvalidInput(f"--listen {given.listen}: write host:port, such as 127.0.0.1:7337, or unix:/path")
+    if not 0 <= given.compact_share <= 1:
+        raise InvalidInput(f"--compact-share {given.compact_share}: write a share from 0 to 1, 0 for never")
     return Config(
         data=given.data,
         listen=given.listen,
@@ -50,6 +53,7 @@ def parse(arguments: list[str] | None = None) -> Config:
         sizes=Sizes(shard_bytes=given.shard_mib << 20),
         query_threads=given.query_threads,
         disk_low_water_bytes=_not_negative("--disk-low-water-mib", given.disk_low_water_mib) << 20,
+        compact_share=given.compact_share,
         verbose=given.verbose,
     )
 
@@ -84,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--query-threads", type=int, default=2, metavar="N", help="queries at once (default 2)")
     parser.add_argument(
         "--disk-low-water-mib", type=int, default=256, metavar="MIB", help="refuse rows when less is free (default 256)"
+    )
+    parser.add_argument(
+        "--compact-share",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="compact a checkpoint by itself once this share of its rows is dead, 0 for never (default 0.2)",
     )
     parser.add_argument("--verbose", action="store_true", help="log what the server does")
     return parser

@@ -45,6 +45,8 @@ class Limits:
     operations_kept: int = 1_000  # that have ended, the newest
     requests_kept: int = 100_000  # answers to requests that may be sent again, the newest
     request_age_s: int = 7 * 86_400
+    compact_readers_wait_s: float = 600.0
+    compact_dead_bytes_min: int = 64 << 20
 
     def check(self, name: str, value: int, what: str) -> None:
         """Raises LimitExceeded if ``value`` is past the limit called ``name``; ``what`` opens the message."""

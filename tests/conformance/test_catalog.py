@@ -2,7 +2,9 @@
 
 import contextlib
 import random
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,91 @@ def test_lmdb_keeps_what_was_committed(tmp_path: Path) -> None:
     with second.read() as reader:
         assert reader.get("names", b"a") == b"1"
     second.close()
+
+
+def test_compaction_changes_no_entry(catalog: Catalog) -> None:
+    for first in range(0, 4000, 500):
+        with catalog.write() as writer:
+            for place in range(first, first + 500):
+                writer.put("row_blocks", number(1, place), b"the value of %d" % place)
+    with catalog.write() as writer:
+        for place in range(4000):
+            if place % 97:
+                writer.delete("row_blocks", number(1, place))
+    with catalog.read() as reader:
+        before = list(reader.scan("row_blocks"))
+    assert catalog.compact() >= 0
+    with catalog.read() as reader:
+        assert list(reader.scan("row_blocks")) == before
+    with catalog.write() as writer:
+        writer.put("names", b"a", b"1")
+    with catalog.read() as reader:
+        assert reader.get("names", b"a") == b"1"
+
+
+def test_nothing_deleted_is_left_in_a_compacted_file(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.lmdb"
+    catalog = LmdbCatalog(path)
+    with catalog.write() as writer:
+        for place in range(2000):
+            writer.put("names", b"kept %d" % place, b"1")
+            writer.put("names", b"secret %d" % place, b"a secret value")
+    with catalog.write() as writer:
+        for place in range(2000):
+            writer.delete("names", b"secret %d" % place)
+    assert b"a secret value" in path.read_bytes()
+    size_bytes = path.stat().st_size
+    assert catalog.compact() == size_bytes - path.stat().st_size > 0
+    assert b"secret" not in path.read_bytes()
+    catalog.close()
+    reopened = LmdbCatalog(path)
+    with reopened.read() as reader:
+        assert len(list(reader.scan("names"))) == 2000
+    reopened.close()
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["catalog.lmdb", "catalog.lmdb-lock"]
+
+
+def test_a_compaction_that_fails_changes_nothing(tmp_path: Path) -> None:
+    catalog = LmdbCatalog(tmp_path / "catalog.lmdb")
+    with catalog.write() as writer:
+        writer.put("names", b"a", b"1")
+
+    def fail(step: str) -> None:
+        raise OSError(28, "a fault on purpose")
+
+    with pytest.raises(Unavailable, match="could not be compacted"):
+        catalog.compact(fail)
+    with catalog.read() as reader:
+        assert reader.get("names", b"a") == b"1"
+    catalog.close()
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["catalog.lmdb", "catalog.lmdb-lock"]
+
+
+def test_the_file_is_swapped_between_readers(tmp_path: Path) -> None:
+    catalog = LmdbCatalog(tmp_path / "catalog.lmdb")
+    with catalog.write() as writer:
+        writer.put("names", b"a", b"1")
+    copied, done, began = threading.Event(), threading.Event(), threading.Event()
+
+    def compact() -> None:
+        catalog.compact(lambda step: copied.set())
+        done.set()
+
+    def read_late() -> bytes | None:
+        began.set()
+        with catalog.read() as reader:
+            return reader.get("names", b"a")
+
+    with ThreadPoolExecutor(2) as pool:
+        with catalog.read() as reader:
+            compacting = pool.submit(compact)
+            assert copied.wait(10)
+            late = pool.submit(read_late)
+            assert began.wait(10)
+            assert not done.is_set()
+            assert reader.get("names", b"a") == b"1"
+            with catalog.read() as inner:  # a thread that reads already does not wait for itself
+                assert inner.get("names", b"a") == b"1"
+        compacting.result(10)
+        assert late.result(10) == b"1"
+    catalog.close()

@@ -9,20 +9,26 @@ import tempfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.faults.erasure_judge import assert_erased
 
 from covector.blocks import encode_key, scale_rows
-from covector.errors import Conflict
+from covector.errors import Conflict, Unavailable
 from covector.types import Key, Space
 from covector_server.ingest.batch import Batch, OnConflict, WriterSpec
 from covector_server.ingest.committer import Committer
 from covector_server.ingest.deleting import delete_rows
+from covector_server.jobs.compaction import Compaction, Rules
+from covector_server.jobs.operations import Progress
 from covector_server.limits import Limits
+from covector_server.storage.collection import StoredCollectionView
 from covector_server.storage.store import Sizes, Store
 from covector_server.testing.batches import batch_of
 
@@ -47,6 +53,25 @@ def hash_of(key: Key) -> int:
 def decoded(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     rows, scales = scale_rows(values[None])
     return np.asarray((rows.astype(np.float64) * scales[:, None])[0])
+
+
+def seen(view: StoredCollectionView) -> dict[str, Any]:
+    """All that a view shows."""
+    row_ids = np.setdiff1d(np.arange(view.row_id_count), view.deleted)
+    keys = view.keys_of(row_ids)
+    return {
+        "rows": view.details_of(row_ids),
+        "found": view.row_ids_of(keys).tolist(),
+        "metadata": [entry for _, run in view.metadata() for entry in run],
+        "gradients": {
+            name: [
+                (row_id, row.tobytes(), float(scale))
+                for tile in checkpoint.tiles(rows_max=3)
+                for row_id, row, scale in zip(tile.row_ids.tolist(), tile.rows, tile.scales, strict=True)
+            ]
+            for name, checkpoint in view.checkpoints.items()
+        },
+    }
 
 
 @dataclass
@@ -86,6 +111,7 @@ class StoreMachine(RuleBasedStateMachine):
     def add(
         self, checkpoint: str | None, keys: list[Key], version: int, policy: OnConflict, with_details: bool, writer: str
     ) -> None:
+        self.make_room_for_keys()
         spec = WriterSpec("c", writer, checkpoint, on_conflict=policy)
         texts = [f"text of {key!r}" if with_details else None for key in keys]
         metadata = [{"hash": hash_of(key)} if with_details else None for key in keys]
@@ -120,6 +146,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(keys=st.lists(KEYS, min_size=2, max_size=9), checkpoint=st.sampled_from(["one", "two"]))
     def add_at_once(self, keys: list[Key], checkpoint: str) -> None:
         """Batches of one writer, all in flight together: groups build on groups that are not committed yet."""
+        self.make_room_for_keys()
         spec = WriterSpec("c", "burst", checkpoint, on_conflict="replace")
         first = self.sequences.get("burst", 0) + 1
         batches = [batch_of(first + n, [key], gradient(key, n % 3)[None]) for n, key in enumerate(keys)]
@@ -143,11 +170,35 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.versions = {place: v for place, v in self.model.versions.items() if place[1] != key}
         self.model.deleted_count += len(known)
 
+    def make_room_for_keys(self) -> None:
+        """Ingest waits for a maintenance thread where too many keys wait to be written; here there is none."""
+        if self.store.collection("c").keys._frozen:
+            self.maintain_keys()
+
     @rule()
     def maintain_keys(self) -> None:
         collection = self.store.collection("c")
         while (change := collection.keys.flush(collection.counters.next_row_id) or collection.keys.merge()) is not None:
             self.committer.call(partial(self.store.register_keys, collection, change)).result()
+
+    @rule(share=st.sampled_from([0.0, 0.3]))
+    def compact(self, share: float) -> None:
+        """An open view is in the way of the end of a compaction; nothing that it shows changes."""
+        collection, rules = self.store.collection("c"), Rules(share, readers_wait_s=0.0)
+        exclusive = lambda work: self.committer.call(work).result()  # noqa: E731
+        progress = Progress(lambda done, total: None)
+        with collection.reading() as view:
+            shown = seen(view)
+            with pytest.raises(Unavailable, match="still read"):
+                Compaction(self.store, collection, exclusive, rules).run(progress)
+            assert seen(view) == shown
+        result = Compaction(self.store, collection, exclusive, rules).run(progress)
+        assert result["unverified"] == []
+        assert_erased(self.store, collection)
+        assert collection.erased_row_count == self.model.deleted_count
+        again = Compaction(self.store, collection, exclusive, rules).run(progress)
+        assert again["rows_erased"] == again["blocks_rewritten"] == again["key_runs_rewritten"] == 0
+        assert all(one["action"] == "none" for one in again["checkpoints"].values())
 
     @rule()
     def restart(self) -> None:

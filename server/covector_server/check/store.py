@@ -46,6 +46,7 @@ def check_store(data: Path, *, on_progress: OnProgress | None = None, ask_lmdb: 
     for id_, _ in state.scan("collections"):
         check_collection(context, state, id_)
         context.report.collections += 1
+    context.claims.explain("catalog.lmdb.compact", "a process died while it compacted the catalog")
     _explain_collections(context, state, record)
     _check_unclaimed(context, state)
     return context.report

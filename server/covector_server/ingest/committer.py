@@ -129,12 +129,15 @@ class Committer:
 
     def _begin(self) -> Group:
         """A new group, on what is committed or on the group under way."""
-        last = self._last
-        if last is not None and self._idle.is_set():
-            if last.failure is not None:
-                last.roll_back()
-            last = self._last = None
-        return Group(self._store, self._limits, last)
+        if self._idle.is_set():
+            self._forget_last()
+        return Group(self._store, self._limits, self._last)
+
+    def _forget_last(self) -> None:
+        """Lets go of the last group, which is done: if it failed, what it wrote is taken back out of memory."""
+        if self._last is not None and self._last.failure is not None:
+            self._last.roll_back()
+        self._last = None
 
     def _written(self, group: Group) -> Group | None:
         """The group with what waits, until it is time to hand it over; None if nothing of it is left."""
@@ -174,9 +177,11 @@ class Committer:
         if work is None or (isinstance(work, Group) and not self._is_finished(work)):
             return
         self._idle.wait()
-        self._idle.clear()
         if isinstance(work, Group):
             self._last = work
+        else:
+            self._forget_last()  # what the call changes, the drafts of the group before do not know
+        self._idle.clear()
         self._handed.put(work)
 
     # The commit thread

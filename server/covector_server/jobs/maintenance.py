@@ -90,10 +90,11 @@ class Maintenance:
 
     def _maintain_keys(self) -> bool:
         for collection in self._store.collections():
-            change = collection.keys.flush(collection.counters.next_row_id) or collection.keys.merge()
-            if change is not None:
-                self._register(collection, change)
-                return True
+            with collection.keys.maintaining:
+                change = collection.keys.flush(collection.counters.next_row_id) or collection.keys.merge()
+                if change is not None:
+                    self._register(collection, change)
+                    return True
         return False
 
     def _register(self, collection: StoredCollection, change: Change) -> None:

@@ -7,7 +7,7 @@ value carries a CRC-32C over its table, key and bytes, checked at each read.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -27,6 +27,8 @@ Table = Literal[
     "writers",  # id, writer id -> last sequence stored
     "row_blocks",  # id, kind, number -> where the block lies
     "tombstones",  # id, checkpoint id, shard -> dead positions
+    "erased",  # id, checkpoint id, shard (or id, 0, row id >> 16) -> how many dead positions (deleted rows) are erased
+    "retired_logs",  # id, file -> a file of the row log that is being emptied
     "deleted_rows",  # id, row id >> 16 -> deleted rows of that range
     "key_runs",  # id, number -> a sorted run of the key table
     "postings",  # id, number -> an index of the metadata of a range of rows
@@ -71,6 +73,12 @@ class Catalog(Protocol):
     def copy_to(self, path: Path) -> None:
         """Writes one committed state, the newest, to a new file at ``path`` that ``LmdbCatalog`` opens. Commits go on
         meanwhile. The file is not synced. Raises Unavailable."""
+        ...
+
+    def compact(self, step: Callable[[str], object] = str) -> int:
+        """Rewrites the catalog so that nothing is left in its file of entries that were changed or deleted, durably,
+        and returns by how many bytes it shrank. Call it where nobody writes; it waits for those who read. ``step`` is
+        called between its steps. Raises Unavailable, and then nothing is changed."""
         ...
 
     def close(self) -> None: ...

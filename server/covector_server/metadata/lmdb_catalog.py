@@ -6,7 +6,8 @@ and a local file system are its conditions; the store's lock file holds the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,17 +16,34 @@ import lmdb
 from covector.errors import Unavailable
 from covector_server.metadata.catalog import TABLES, Table, open_value, seal_value
 from covector_server.metadata.content import CONTENT_KEY, ContentSum
+from covector_server.metadata.reading_gate import ReadingGate
 
 MAP_BYTES = 1 << 40  # sparse: address space, not disk
 READERS_MAX = 2048
+READERS_WAIT_S = 10.0  # for read transactions to end, before the file is swapped
 
 
 class LmdbCatalog:
     """A catalog at ``path``, made if it is not there."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._gate = ReadingGate()
+        self._compact_path.unlink(missing_ok=True)  # of a compaction that did not end
+        self._open()
+
+    @property
+    def _compact_path(self) -> Path:
+        return self._path.with_name(self._path.name + ".compact")
+
+    def _open(self) -> None:
         self._environment = lmdb.open(
-            str(path), subdir=False, max_dbs=len(TABLES), map_size=MAP_BYTES, max_readers=READERS_MAX, meminit=False
+            str(self._path),
+            subdir=False,
+            max_dbs=len(TABLES),
+            map_size=MAP_BYTES,
+            max_readers=READERS_MAX,
+            meminit=False,
         )
         self._environment.reader_check()
         self._tables = {table: self._environment.open_db(table.encode()) for table in TABLES}
@@ -33,7 +51,7 @@ class LmdbCatalog:
     @contextmanager
     def read(self) -> Iterator[LmdbTransaction]:
         """A snapshot. Keep it short: pages freed meanwhile cannot be used again."""
-        with self._environment.begin() as transaction:
+        with self._gate.reading(), self._environment.begin() as transaction:
             yield LmdbTransaction(transaction, self._tables)
 
     @contextmanager
@@ -50,12 +68,47 @@ class LmdbCatalog:
     def copy_to(self, path: Path) -> None:
         """LMDB's own copy: one committed state, without the pages that are free."""
         try:
-            self._environment.copy(str(path), compact=True)
+            with self._gate.reading():
+                self._environment.copy(str(path), compact=True)
         except lmdb.Error as error:
             raise Unavailable(f"the catalog could not be copied to {path} ({error}); free space there") from error
 
+    def compact(self, step: Callable[[str], object] = str) -> int:
+        """See ``catalog.Catalog``. The copy, which takes longest, goes on beside readers; they wait while the file is
+        swapped. LMDB may not have one file open twice, so the old environment is closed first."""
+        old_bytes, copy = self._path.stat().st_size, self._compact_path
+        try:
+            copy.unlink(missing_ok=True)
+            self._environment.copy(str(copy), compact=True)
+            _sync(copy, os.O_RDWR)
+            step("compact.catalog_copied")
+            with self._gate.closed(READERS_WAIT_S):
+                self._swap(copy)
+        except (lmdb.Error, OSError) as error:
+            raise Unavailable(f"the catalog could not be compacted ({error}); free space, then try again") from error
+        finally:
+            copy.unlink(missing_ok=True)
+        step("compact.catalog_swapped")
+        return old_bytes - self._path.stat().st_size
+
+    def _swap(self, copy: Path) -> None:
+        self._environment.close()
+        try:
+            copy.replace(self._path)
+            _sync(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        finally:
+            self._open()
+
     def close(self) -> None:
         self._environment.close()
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class LmdbTransaction:

@@ -1,4 +1,4 @@
-"""CollectionsService: make, list, describe, delete, publish."""
+"""CollectionsService: make, list, describe, delete, publish, compact."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import grpc
 from covector.v1 import collections_pb2 as pb
 from covector.v1 import collections_pb2_grpc
 from covector_server.ingest.committer import Committer
+from covector_server.jobs.compact import Compactor
 from covector_server.jobs.operations import Operations
 from covector_server.jobs.publish import publish
 from covector_server.limits import Limits
@@ -27,11 +28,14 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class CollectionsServicer(collections_pb2_grpc.CollectionsServiceServicer):
     """Translates; the store decides."""
 
-    def __init__(self, store: Store, committer: Committer, operations: Operations, limits: Limits) -> None:
+    def __init__(
+        self, store: Store, committer: Committer, operations: Operations, limits: Limits, compactor: Compactor
+    ) -> None:
         self._store = store
         self._committer = committer
         self._operations = operations
         self._limits = limits
+        self._compactor = compactor
 
     @unary
     async def CreateCollection(
@@ -89,6 +93,14 @@ class CollectionsServicer(collections_pb2_grpc.CollectionsServiceServicer):
         record = await asyncio.to_thread(self._operations.start, "publish", name, work, request.request_id)
         return pb.PublishCollectionResponse(operation=operation_to_message(record))
 
+    @unary
+    async def CompactCollection(
+        self, request: pb.CompactCollectionRequest, context: Context
+    ) -> pb.CompactCollectionResponse:
+        self._limits.check("id_bytes", len(request.request_id.encode()), "bytes of the request's id")
+        record = await asyncio.to_thread(self._compactor.start, request.collection, request.request_id)
+        return pb.CompactCollectionResponse(operation=operation_to_message(record))
+
     async def _on_store(self, work: Any) -> Any:
         return await asyncio.wrap_future(self._committer.call(work))
 
@@ -100,7 +112,7 @@ def collection_to_message(collection: StoredCollection) -> pb.Collection:
         id=collection.record.id,
         space=space_to_message(collection.space),
         row_count=collection.row_count,
-        deleted_row_count=len(collection.deleted),
+        deleted_row_count=len(collection.deleted) - collection.erased_row_count,
         read_only_reason="" if collection.read_only is None else collection.read_only.message,
         fields=[pb.Field(name=name, type=type_) for name, type_ in sorted(collection.fields.items())],
     )

@@ -11,7 +11,9 @@ catalog decides whether it holds. Bytes past it are as good as absent, and are w
 
 from __future__ import annotations
 
+import errno
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.segment import MappedShard
 from covector_server.storage.shard_cache import ShardCache
 from covector_server.storage.syncs import Syncs
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_COPIED_BYTES = 8 << 20  # at once
 
 
 class ZarrArray:
@@ -42,7 +47,7 @@ class ZarrArray:
 
     def create(self) -> None:
         """Makes the empty array, durably."""
-        self._disk.make_directories(self._shard_path(0).parent if self.layout.item_shape else self.directory / "c")
+        self._disk.make_directories(self.shard_path(0).parent if self.layout.item_shape else self.directory / "c")
         self._disk.replace_json(self.directory / "zarr.json", self.layout.zarr_document(0))
         self._published = 0
 
@@ -69,6 +74,27 @@ class ZarrArray:
         for shard in [shard for shard in self._descriptors if shard * self.layout.shard_rows >= row_count]:
             self._disk.close(self._descriptors.pop(shard))
 
+    def put_chunk(self, shard: int, chunk: int, data: bytes, checksum: int | None, syncs: Syncs) -> None:
+        """Writes a chunk of a shard from its first row on; ``checksum``: that of a whole one. For whoever makes an
+        array out of another: the state is theirs to know. Not durable before ``syncs`` are done."""
+        descriptor = self._open(shard, syncs)
+        self._write_piece(descriptor, chunk * self.layout.stride_bytes, data, checksum)
+        syncs.add_file(descriptor)
+
+    def link_shard(self, shard: int, source: Path, syncs: Syncs) -> None:
+        """Takes over a sealed shard of another array, which neither of the two will ever change; as a copy where the
+        file system knows no links."""
+        path = self.shard_path(shard)
+        if self.layout.item_shape:
+            path.parent.mkdir(exist_ok=True)
+        try:
+            self._disk.link(source, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._copy_file(source, path)
+        self._add_directories(path, syncs)
+
     def seal(self, shard: int) -> None:
         """Completes a full shard, all of it committed: its index, durably. Doing it again changes nothing. May run
         beside ``write``, which has done with that shard."""
@@ -87,7 +113,7 @@ class ZarrArray:
         chunk, row_in_chunk = divmod(row, layout.chunk_rows)
         if row_in_chunk:
             padding = bytes((layout.chunk_rows - row_in_chunk) * layout.row_bytes)
-            with self._disk.opened(self._shard_path(shard), layout.shard_bytes) as descriptor:
+            with self._disk.opened(self.shard_path(shard), layout.shard_bytes) as descriptor:
                 self._write_piece(descriptor, layout.row_offset_bytes(row), padding, crc32c(padding, state.checksum))
         self._write_index(shard, chunk + (row_in_chunk > 0))
 
@@ -120,18 +146,26 @@ class ZarrArray:
         row_in_chunk = row % self.layout.chunk_rows
         if not row_in_chunk:
             return 0
-        with self._shard_path(shard).open("rb") as file:
+        with self.shard_path(shard).open("rb") as file:
             file.seek(self.layout.row_offset_bytes(row - row_in_chunk))
             return int(crc32c(file.read(row_in_chunk * self.layout.row_bytes)))
 
     def close(self) -> None:
         """Closes the files; mapped shards stay valid for those who hold them."""
-        for descriptor in self._descriptors.values():
-            self._disk.close(descriptor)
-        self._descriptors.clear()
+        with suppress(KeyError):  # one by one: sealing may be closing some of them
+            while True:
+                self._disk.close(self._descriptors.popitem()[1])
         for path in list(self._asked.values()):
             self._shards.forget(path)
         self._asked.clear()
+
+    def forget(self, shard: int) -> None:
+        """Drops the map of a shard whose file was removed or replaced; views of it stay valid."""
+        self._shards.forget(self.shard_path(shard))
+
+    def shard_path(self, shard: int) -> Path:
+        """Where a shard's file lies."""
+        return self.directory / self.layout.shard_file(shard)
 
     def _document(self) -> dict[str, Any]:
         try:
@@ -142,8 +176,16 @@ class ZarrArray:
     def _map(self, shard: int) -> MappedShard:
         path = self._asked.get(shard)
         if path is None:
-            path = self._asked.setdefault(shard, self._shard_path(shard))
+            path = self._asked.setdefault(shard, self.shard_path(shard))
         return self._shards.shard(path, self.layout, shard)
+
+    def _copy_file(self, source: Path, path: Path) -> None:
+        with source.open("rb") as file, self._disk.opened(path, self.layout.shard_bytes) as descriptor:
+            offset_bytes = 0
+            while piece := file.read(_COPIED_BYTES):
+                self._disk.write(descriptor, piece, offset_bytes)
+                offset_bytes += len(piece)
+            self._disk.sync(descriptor)
 
     def _write_piece(self, descriptor: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
         self._disk.write(descriptor, piece, offset_bytes)
@@ -152,7 +194,7 @@ class ZarrArray:
 
     def _write_index(self, shard: int, chunk_count: int) -> None:
         """With a descriptor of its own: it syncs what was written before by any."""
-        with self._disk.opened(self._shard_path(shard), self.layout.shard_bytes) as descriptor:
+        with self._disk.opened(self.shard_path(shard), self.layout.shard_bytes) as descriptor:
             self._disk.write(descriptor, self.layout.index(chunk_count), self.layout.index_offset_bytes)
             try:
                 self._disk.sync(descriptor)
@@ -162,7 +204,7 @@ class ZarrArray:
     def _open(self, shard: int, syncs: Syncs) -> int:
         descriptor = self._descriptors.get(shard)
         if descriptor is None:
-            path = self._shard_path(shard)
+            path = self.shard_path(shard)
             is_new = not path.exists()
             if is_new and self.layout.item_shape:
                 path.parent.mkdir(exist_ok=True)
@@ -176,6 +218,3 @@ class ZarrArray:
         syncs.add_directory(path.parent)
         if self.layout.item_shape:
             syncs.add_directory(path.parent.parent)
-
-    def _shard_path(self, shard: int) -> Path:
-        return self.directory / self.layout.shard_file(shard)

@@ -6,11 +6,10 @@ arrays. What is committed is changed by the commit thread alone.
 
 from __future__ import annotations
 
-import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,10 +29,13 @@ from covector_server.metadata.records import (
 from covector_server.storage.array import ZarrArray
 from covector_server.storage.checkpoint import StoredCheckpoint, StoredCheckpointView
 from covector_server.storage.damage import Damage, DamageReporter, OnDamage
+from covector_server.storage.erased import erased_row_count
 from covector_server.storage.key_hash import hash_keys
 from covector_server.storage.key_table import KeyTable
 from covector_server.storage.positions import is_among
 from covector_server.storage.postings_files import PostingsFile, PostingsFiles, supplemented_rows
+from covector_server.storage.readers import Action, Readers
+from covector_server.storage.relocations import Relocations
 from covector_server.storage.row_blocks import RowBlocks, Supplements
 from covector_server.storage.row_log import RowLog
 from covector_server.storage.row_reader import RowReader
@@ -42,6 +44,11 @@ from covector_server.storage.view import Positions, PostingsRange, RowDetails, R
 
 DELETED_RANGE_BITS: Final = 16
 NO_ROWS: RowIds = np.empty(0, dtype=np.int64)
+
+
+def _at_once(action: Action) -> None:
+    """Removes files as soon as no reader needs them."""
+    action()
 
 
 class StoredCollection:
@@ -59,15 +66,16 @@ class StoredCollection:
         self.keys = KeyTable(directory / "keys", shared.disk, shared.sizes.recent_keys)
         self.supplements = Supplements()
         self.postings = PostingsFiles(directory / "postings", shared.disk, shared.postings)
+        self.relocations = Relocations()
         self.deleted = NO_ROWS  # sorted ids of deleted rows; replaced whole
+        self.erased_row_count = 0  # of those, how many are in no file any more
         self.checkpoints: dict[str, StoredCheckpoint] = {}
         self.fault: Corrupt | Unavailable | None = None  # why it may not be read
         self.read_only: Unavailable | None = None  # why it may not be written
         self.changing = threading.Lock()  # held while the committed state changes, and while a view is taken
         self._shared = shared
-        self._reader_count = 0
-        self._retired = False
-        self._counting = threading.Lock()
+        self.readers = Readers()
+        self.remove_when: Callable[[Action], None] = _at_once  # when removing files is let through, besides readers
 
     @property
     def row_count(self) -> int:
@@ -89,21 +97,36 @@ class StoredCollection:
         self.fields = {key[8:].decode(): value.decode() for key, value in reader.scan("fields", id_)}
         self.supplements = Supplements.load(reader, self.record.id)
         self.deleted = deleted_rows(reader, self.record.id)
+        self.erased_row_count = erased_row_count(reader, self.record.id)
         replay = self.rows().keys_between
         self.keys.load(reader, self.record.id, self.counters.next_row_id, replay)
         self.postings.load(reader, self.record.id)
         for key, value in reader.scan("checkpoints", id_):
             self._load_checkpoint(reader, key, CheckpointRecord.decode(value))
 
-    def rows(self, pending: Sequence[BlockRecord] = (), pending_supplements: Sequence[BlockRecord] = ()) -> RowReader:
-        """Reads rows as they stand now: those committed, and those of ``pending`` blocks that are not yet."""
-        count = len(self.supplements.records)
+    def is_current(self, checkpoint: StoredCheckpoint) -> bool:
+        """Whether a checkpoint is the one that is committed, not a generation before it."""
+        return self.checkpoints.get(checkpoint.record.name) is checkpoint
+
+    def rows(
+        self,
+        pending: Sequence[BlockRecord] = (),
+        pending_supplements: Sequence[BlockRecord] = (),
+        epoch: int | None = None,
+    ) -> RowReader:
+        """Reads rows as they stand now: those committed, and those of ``pending`` blocks that are not yet. ``epoch``:
+        that of a reader who goes on to read them as they stand now, whatever is moved or erased later."""
+        known = self.supplements  # replaced whole where its blocks are moved
+        count = len(known.records)
 
         def supplements(low: int, high: int) -> list[BlockRecord]:
-            committed = self.supplements.overlapping(low, high, count)
+            committed = known.overlapping(low, high, count)
             return committed + [one for one in pending_supplements if one.first <= high and one.last >= low]
 
-        return RowReader(self.log, RowBlocks(self.catalog, self.record.id, pending), supplements, self.damages)
+        blocks = RowBlocks(self.catalog, self.record.id, pending)
+        if epoch is not None:
+            blocks = replace(blocks, place_of=self.relocations.seen_from(epoch))
+        return RowReader(self.log, blocks, supplements, self.damages)
 
     def checkpoint_at(self, record: CheckpointRecord) -> StoredCheckpoint:
         """The checkpoint of a record, on its place on disk; not part of the collection yet."""
@@ -118,28 +141,24 @@ class StoredCollection:
     @contextmanager
     def reading(self) -> Iterator[StoredCollectionView]:
         """What is committed now, its files kept until the block ends. Raises Corrupt if the collection is damaged."""
-        with self._counting:
-            self._reader_count += 1
-        try:
-            yield self._view()
-        finally:
-            with self._counting:
-                self._reader_count -= 1
-            self._remove_if_unused()
+        with self.readers.reading() as epoch:
+            yield self._view(epoch)
 
     def retire(self, reason: Unavailable) -> None:
         """Refuses readers and writers from now on; the files go with the last reader."""
         self.fault = self.read_only = reason
-        self._retired = True
-        self._remove_if_unused()
 
-    def _remove_if_unused(self) -> None:
-        with self._counting:
-            if self._retired and self._reader_count == 0:
-                self.close()
-                shutil.rmtree(self.directory, ignore_errors=True)
+        def remove() -> None:
+            self.close()
+            self._shared.disk.remove_tree(self.directory)
 
-    def _view(self) -> StoredCollectionView:
+        self.remove_later(remove)
+
+    def remove_later(self, action: Action) -> None:
+        """Has files removed that no committed state names any more: after the last reader that began before."""
+        self.readers.retire(lambda: self.remove_when(action))
+
+    def _view(self, epoch: int) -> StoredCollectionView:
         if self.fault is not None:
             raise self.fault.with_traceback(None)  # or every reader's frames would stay with it
         with self.changing:
@@ -149,7 +168,7 @@ class StoredCollection:
                 self.counters.next_row_id,
                 self.deleted,
                 len(self.supplements.records),
-                self.rows(),
+                self.rows(epoch=epoch),
                 dict(self.fields),
                 checkpoints,
                 self.postings.files,

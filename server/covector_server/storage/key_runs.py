@@ -25,6 +25,7 @@ from covector.errors import Corrupt
 from covector_server.storage.disk import Disk
 from covector_server.storage.key_filter import KEYS_PER_WORD, Words, add_to, may_hold
 from covector_server.storage.key_hash import Hashes
+from covector_server.storage.positions import is_among
 from covector_server.storage.recent_keys import Candidates, RowIds
 
 _MAGIC, _VERSION = b"CVKR", 1
@@ -32,6 +33,7 @@ _HEADER = struct.Struct("<4sHHQQQQI")
 _HEADER_BYTES = 64
 _BUCKET_ENTRIES = 16
 _RADIX_BITS = 16
+_SEARCHED = 1 << 20  # entries looked at at once
 
 
 class KeyRun:
@@ -80,6 +82,15 @@ class KeyRun:
         stop = int(self._ends[high * step - 1])
         return self._hashes[start:stop], self._row_ids[start:stop].astype(np.int64)
 
+    def holds_any(self, row_ids: RowIds) -> bool:
+        """Whether it has an entry of one of some rows; they are sorted."""
+        low, high = np.searchsorted(row_ids, (self.first_row_id, self.stop_row_id))
+        wanted = row_ids[low:high]
+        if not len(wanted):
+            return False
+        steps = range(0, self.count, _SEARCHED)
+        return any(is_among(wanted, self._row_ids[step : step + _SEARCHED].astype(np.int64)).any() for step in steps)
+
     def part_count_max(self) -> int:
         """Into how many parts ``entries_between`` can cut."""
         return len(self._ends)
@@ -93,7 +104,25 @@ class KeyRun:
         return np.frombuffer(self._map, "<u8", count=count, offset=_HEADER_BYTES + 8 * start)
 
 
-def write_run(disk: Disk, path: Path, sources: Sequence[KeyRun | tuple[Hashes, RowIds]], rows: tuple[int, int]) -> int:
+Source = KeyRun | tuple[Hashes, RowIds]
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """A source without the entries of some rows; they are sorted."""
+
+    source: KeyRun
+    row_ids: RowIds
+
+    @property
+    def count(self) -> int:
+        """Entries that are left."""
+        steps = range(0, self.source.count, _SEARCHED)
+        found = (is_among(self.row_ids, self.source._row_ids[at : at + _SEARCHED].astype(np.int64)) for at in steps)
+        return self.source.count - sum(int(mask.sum()) for mask in found)
+
+
+def write_run(disk: Disk, path: Path, sources: Sequence[Source | Without], rows: tuple[int, int]) -> int:
     """Writes the entries of all sources as one run, durably, and returns its size in bytes. ``rows``: the range of row
     ids that it speaks for; entries outside are left out. What stood at ``path`` is replaced."""
     count = sum(_kept_count(source, rows) for source in sources)
@@ -122,12 +151,13 @@ class _Plan:
     filter_words: int
 
     @staticmethod
-    def of(count: int, sources: Sequence[KeyRun | tuple[Hashes, RowIds]]) -> _Plan:
+    def of(count: int, sources: Sequence[Source | Without]) -> _Plan:
         bucket_bits = max(0, (count // _BUCKET_ENTRIES).bit_length() - 1)
         part_bits = max(0, bucket_bits - _RADIX_BITS)
         for source in sources:
-            if isinstance(source, KeyRun):
-                part_bits = min(part_bits, source.part_count_max().bit_length() - 1)
+            run = source.source if isinstance(source, Without) else source
+            if isinstance(run, KeyRun):
+                part_bits = min(part_bits, run.part_count_max().bit_length() - 1)
         return _Plan(count, bucket_bits, 1 << part_bits, max(1, count // KEYS_PER_WORD))
 
 
@@ -135,7 +165,7 @@ def _write_body(
     disk: Disk,
     descriptor: int,
     plan: _Plan,
-    sources: Sequence[KeyRun | tuple[Hashes, RowIds]],
+    sources: Sequence[Source | Without],
     rows: tuple[int, int],
 ) -> int:
     bucket_count = 1 << plan.bucket_bits
@@ -165,7 +195,7 @@ def _write_body(
 
 
 def _sorted_parts(
-    plan: _Plan, sources: Sequence[KeyRun | tuple[Hashes, RowIds]], rows: tuple[int, int]
+    plan: _Plan, sources: Sequence[Source | Without], rows: tuple[int, int]
 ) -> Iterator[tuple[Hashes, RowIds]]:
     """The entries, part after part, each in the order of its buckets."""
     shift = np.uint64(max(0, 64 - plan.bucket_bits))
@@ -184,7 +214,11 @@ def _sorted_parts(
         yield hashes, row_ids
 
 
-def _part_of(source: KeyRun | tuple[Hashes, RowIds], part: int, part_count: int) -> tuple[Hashes, RowIds]:
+def _part_of(source: Source | Without, part: int, part_count: int) -> tuple[Hashes, RowIds]:
+    if isinstance(source, Without):
+        hashes, row_ids = _part_of(source.source, part, part_count)
+        kept = ~is_among(source.row_ids, row_ids)
+        return hashes[kept], row_ids[kept]
     if isinstance(source, KeyRun):
         return source.entries_between(part, part + 1, part_count)
     hashes, row_ids = source
@@ -194,7 +228,9 @@ def _part_of(source: KeyRun | tuple[Hashes, RowIds], part: int, part_count: int)
     return hashes[here], row_ids[here]
 
 
-def _kept_count(source: KeyRun | tuple[Hashes, RowIds], rows: tuple[int, int]) -> int:
+def _kept_count(source: Source | Without, rows: tuple[int, int]) -> int:
+    if isinstance(source, Without):
+        return source.count
     if isinstance(source, KeyRun):
         if rows[0] <= source.first_row_id and source.stop_row_id <= rows[1]:
             return source.count

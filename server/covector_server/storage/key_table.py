@@ -26,7 +26,7 @@ from covector_server.metadata.records import KeyRunRecord
 from covector_server.storage.disk import Disk
 from covector_server.storage.key_filter import filter_bits
 from covector_server.storage.key_hash import Hashes, hash_keys
-from covector_server.storage.key_runs import KeyRun, write_run
+from covector_server.storage.key_runs import KeyRun, Source, Without, write_run
 from covector_server.storage.recent_keys import Candidates, RecentKeys, RowIds
 
 FROZEN_MAX = 2  # frozen tables that may wait to be written
@@ -71,6 +71,7 @@ class KeyTable:
         self._damaged: tuple[int, ...] = ()  # numbers of damaged runs that the catalog still names
         self._next_number = 0
         self._changed = threading.Condition()
+        self.maintaining = threading.Lock()  # held from ``flush``, ``merge`` or ``rewrite`` to ``install``
 
     @property
     def run_paths(self) -> list[Path]:
@@ -161,6 +162,33 @@ class KeyTable:
                 return Change(self._write([numbered.run for numbered in chosen], rows), chosen, None)
         return None
 
+    def drop_recent(self, gone: RowIds) -> None:
+        """Takes rows that were deleted, sorted, out of the tables in memory. For the commit thread, when nobody adds;
+        hold ``maintaining``."""
+        with self._changed:
+            self._frozen = tuple(table.without_rows(gone) for table in self._frozen)
+            self._recent = self._recent.without_rows(gone)
+
+    def holding(self, gone: RowIds) -> list[int]:
+        """The numbers of the runs with an entry of one of some rows; they are sorted."""
+        return [numbered.number for numbered in self._runs if numbered.run.holds_any(gone)]
+
+    def rewrite(self, run_number: int, gone: RowIds) -> Change | None:
+        """Writes a run anew without some rows; None if it was merged into another meanwhile. Hold ``maintaining``."""
+        for numbered in self._runs:
+            if numbered.number == run_number:
+                rows = (numbered.run.first_row_id, numbered.run.stop_row_id)
+                return Change(self._write([Without(numbered.run, gone)], rows), (numbered,), None)
+        return None
+
+    def remove_orphans(self) -> None:
+        """Removes files that the catalog does not name: of a change that was not committed, or whose old runs a crash
+        left. Call it once, after ``load``."""
+        named = {*self.run_paths, *map(self._path, self._damaged)}
+        for path in self.directory.glob("*.run*"):
+            if path not in named:
+                path.unlink()
+
     def commit(self, writer: Writer, collection_id: int, change: Change) -> None:
         """Puts a change into a transaction. Damaged runs go out with it: their rows were replayed."""
         for run_number in (*self._damaged, *(numbered.number for numbered in change.removed)):
@@ -187,14 +215,16 @@ class KeyTable:
             self._freeze_recent()
         self._recent = RecentKeys(start)
         for first, keys in replay(start, stop):
-            self.add(hash_keys(keys), np.arange(first, first + len(keys)))
+            present = np.flatnonzero(np.diff(keys.ends, prepend=np.uint32(0)))  # an erased row has no key
+            self.add(hash_keys(keys)[present], first + present)
+            self._recent.cover(first + len(keys))
 
     def _freeze_recent(self) -> None:
         with self._changed:
             self._frozen = (*self._frozen, self._recent)
             self._recent = RecentKeys(self._recent.stop_row_id)
 
-    def _write(self, sources: Sequence[KeyRun | tuple[Hashes, RowIds]], rows: tuple[int, int]) -> NumberedRun:
+    def _write(self, sources: Sequence[Source | Without], rows: tuple[int, int]) -> NumberedRun:
         run_number = self._next_number
         self._next_number += 1
         self._disk.make_directories(self.directory)

@@ -114,6 +114,11 @@ def checkpoint_layouts(dim: int, chunk_rows: int, shard_rows: int) -> tuple[Arra
     )
 
 
+def position_bytes(dim: int) -> int:
+    """Bytes that one position takes in the four arrays, without checksums."""
+    return sum(layout.row_bytes for layout in checkpoint_layouts(dim, 1, 1))
+
+
 def rows_for(dim: int, chunk_bytes: int, shard_bytes: int) -> tuple[int, int]:
     """(chunk_rows, shard_rows), both powers of two, for about so many bytes of float16 gradients each."""
     row_bytes = 2 * dim

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from covector_server.storage.key_filter import KEYS_PER_WORD, Words, add_to, may_hold
 from covector_server.storage.key_hash import Hashes
+from covector_server.storage.positions import is_among
 
 RowIds = npt.NDArray[np.int64]
 Places = npt.NDArray[np.int64]
@@ -79,6 +80,21 @@ class RecentKeys:
     def entries(self) -> tuple[Hashes, RowIds]:
         """All hashes and row ids, in no order."""
         return self._slots.entries()
+
+    def cover(self, stop_row_id: int) -> None:
+        """Speaks for rows up to ``stop_row_id``, also for those without a key."""
+        self.stop_row_id = max(self.stop_row_id, stop_row_id)
+
+    def without_rows(self, gone: RowIds) -> RecentKeys:
+        """The same keys but those of some rows; they are sorted. It speaks for the same rows."""
+        hashes, row_ids = self.entries()
+        kept = ~is_among(gone, row_ids)
+        if kept.all():
+            return self
+        fewer = RecentKeys(self.first_row_id)
+        fewer.add(hashes[kept], row_ids[kept])
+        fewer.cover(self.stop_row_id)
+        return fewer
 
     def without(self, stop_row_id: int) -> RecentKeys:
         """The same keys but those of rows from ``stop_row_id`` on."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import zstandard
 from crc32c import crc32c
 
-from covector.blocks import Column
+from covector.blocks import Column, column_of
 from covector.errors import Corrupt
 
 NEW, SUPPLEMENT = 0, 1
@@ -68,6 +68,19 @@ def supplement_block(row_ids: npt.NDArray[np.int64], texts: Section, metadata: S
     """The bytes of a supplement. ``row_ids``: ascending."""
     sections = (Section.of(row_ids.astype("<u8").tobytes()), _EMPTY, texts, metadata)
     return _joined(SUPPLEMENT, int(row_ids[0]), int(row_ids[-1]), len(row_ids), sections)
+
+
+def without_rows(block: Block, gone: npt.NDArray[np.bool_]) -> bytes:
+    """The bytes of a block of the same rows in which some (bool[rows]) have an empty key and neither text nor metadata.
+    Raises Corrupt if the block is damaged."""
+    block.check()
+    texts, metadata = (Section.of_column(_with_absent(column, gone)) for column in (block.texts, block.metadata))
+    if block.kind == SUPPLEMENT:
+        return supplement_block(block.row_ids, texts, metadata)
+    if block.keys is None:
+        raise Corrupt("a block of new rows lacks keys")
+    keys = column_of(b"" if away else key for key, away in zip(block.keys.values(), gone.tolist(), strict=True))
+    return new_block(block.first, block.row_count, Section.of_column(keys), texts, metadata)
 
 
 class Block:
@@ -191,6 +204,14 @@ def _compressor() -> zstandard.ZstdCompressor:
     if found is None:
         found = _OF_THREAD.compressor = zstandard.ZstdCompressor(level=1)
     return found
+
+
+def _with_absent(column: Column | None, gone: npt.NDArray[np.bool_]) -> Column | None:
+    """A column without the values of some rows; None if no value is left."""
+    if column is None:
+        return None
+    values = [None if away else value for value, away in zip(column.values(), gone.tolist(), strict=True)]
+    return column_of(values) if any(value is not None for value in values) else None
 
 
 def _compress(raw: bytes) -> tuple[int, bytes]:

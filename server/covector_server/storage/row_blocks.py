@@ -4,7 +4,7 @@ rows costs no more than one of few."""
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,13 +18,20 @@ from covector_server.storage.view import RowIds
 _SCANNED = 512  # records read in one transaction
 
 
+def _where_it_is(record: BlockRecord) -> BlockRecord:
+    """The place of a block for those who want it as it is now."""
+    return record
+
+
 @dataclass(frozen=True, slots=True)
 class RowBlocks:
-    """The blocks of new rows: those committed, and ``pending`` ones that are not yet, both by row id."""
+    """The blocks of new rows: those committed, and ``pending`` ones that are not yet, both by row id. ``place_of``:
+    where a reader of some time ago finds a block that was moved since."""
 
     catalog: Catalog
     collection_id: int
     pending: Sequence[BlockRecord] = ()
+    place_of: Callable[[BlockRecord], BlockRecord] = _where_it_is
 
     def holding(self, row_ids: RowIds) -> Iterator[tuple[BlockRecord, RowIds]]:
         """The blocks that hold rows, each with the places in ``row_ids`` of its rows. Raises Corrupt for a row that no
@@ -53,7 +60,7 @@ class RowBlocks:
                         records.append(record)
             if not records:
                 return
-            yield from records
+            yield from map(self.place_of, records)
             start = records[-1].last + 1
 
     def _holding(self, row_id: int) -> BlockRecord:
@@ -66,7 +73,7 @@ class RowBlocks:
         record = None if found is None else BlockRecord.decode(found[1])
         if record is None or record.last < row_id:
             raise Corrupt(f"no block of the row log holds row id {row_id}; run covector fsck")
-        return record
+        return self.place_of(record)
 
 
 @dataclass(slots=True)
@@ -90,6 +97,13 @@ class Supplements:
         self.records.append(record)
         self._firsts.append(record.first)
         self._lasts.append(record.last)
+
+    def moved(self, places: Mapping[int, BlockRecord]) -> Supplements:
+        """The same ones, some of them at another place: by number."""
+        found = Supplements()
+        for place, record in enumerate(self.records):
+            found.append(places.get(place, record))
+        return found
 
     def overlapping(self, low: int, high: int, count: int) -> list[BlockRecord]:
         """Those of the first ``count`` that may tell of rows [low, high], in order of arrival."""

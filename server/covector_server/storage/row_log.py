@@ -18,7 +18,7 @@ from covector_server.storage.row_block import NEW, SUPPLEMENT, Block, unreadable
 from covector_server.storage.syncs import Syncs
 
 CACHED_BYTES = 32 << 20
-_OPEN_FILES = 2  # the newest ones, to append to
+_OPEN_FILES = 8  # the newest ones, to append to; more than one group writes to
 
 __all__ = ["NEW", "SUPPLEMENT", "RowLog"]
 
@@ -73,6 +73,21 @@ class RowLog:
             return unreadable(record.first, record.row_count, error.message)
         self._remember(place, block)
         return block
+
+    def read_bytes(self, record: BlockRecord) -> bytes:
+        """The bytes at a place, as they are."""
+        return self._read_bytes(record)
+
+    def close_file(self, file: int) -> None:
+        """Closes a file that nothing is appended to any more. Belongs to the thread that appends."""
+        descriptor = self._descriptors.pop(file, None)
+        if descriptor is not None:
+            self._disk.close(descriptor)
+
+    def remove_file(self, file: int) -> None:
+        """Removes a file that no record names and nobody reads, durably."""
+        self._disk.remove_file(self.path(file))
+        self.forget_file(file)
 
     def forget_file(self, file: int) -> None:
         """Drops what is cached of a file that was replaced."""

@@ -23,6 +23,7 @@ from covector_server.storage.damage import DamageLog
 from covector_server.storage.disk import Disk, SyncFailed
 from covector_server.storage.key_table import Change as KeyChange
 from covector_server.storage.layout import Sizes, rows_for
+from covector_server.storage.orphans import remove_orphans
 from covector_server.storage.pins import Pins
 from covector_server.storage.postings_files import PostingsCache
 from covector_server.storage.requests import answered, forget_old, remember
@@ -123,9 +124,13 @@ class Store:
         commit thread."""
         if checkpoint.full_shard_count() <= checkpoint.counters.sealed_shard_count:
             return None
+        if not collection.is_current(checkpoint):
+            return None  # a new generation took its place, with full shards sealed
         try:
             sealed = checkpoint.seal_full_shards()
         except (CovectorError, SyncFailed) as error:
+            if not collection.is_current(checkpoint):
+                return None  # a new generation took its place, with full shards sealed
             _log.exception("collection %r: a full shard could not be sealed", collection.record.name)
             collection.read_only = Unavailable(
                 f"collection {collection.record.name!r} is read-only: a full shard could not be sealed ({error}); "
@@ -133,11 +138,17 @@ class Store:
                 final="true",
             )
             return None
+        except OSError:
+            if not collection.is_current(checkpoint):
+                return None
+            raise
         self.disk.step("commit.sealed")
         return sealed
 
     def mark_sealed(self, collection: StoredCollection, checkpoint: StoredCheckpoint, sealed_shard_count: int) -> None:
         """Marks shards sealed, durably."""
+        if not collection.is_current(checkpoint):
+            return  # a new generation took its place
         counters = replace(checkpoint.counters, sealed_shard_count=sealed_shard_count)
         with self.catalog.write() as writer:
             if writer.get("collections", number(collection.record.id)) is None:
@@ -252,11 +263,15 @@ class Store:
         self._remove_orphans()
 
     def _remove_orphans(self) -> None:
-        """Removes what a deletion left behind when the process ended. Ids not given out yet are left to their maker."""
+        """Removes what a deletion or a compaction left behind when the process ended. Ids not given out yet are left to
+        their maker."""
         claimed = {collection.record.id for collection in self._by_name.values()}
         for id_ in range(1, self._record.next_collection_id):
             if id_ not in claimed:
                 shutil.rmtree(self.data / "collections" / str(id_), ignore_errors=True)
+        for collection in self._by_name.values():
+            if collection.fault is None:
+                remove_orphans(collection, self.disk)
 
 
 def _existing(collection: StoredCollection, space: Space, exist_ok: bool) -> StoredCollection:
