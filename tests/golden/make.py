@@ -1,4 +1,4 @@
-"""Makes the golden store of the present format: ``python tests/golden/make.py tests/golden/format-1``.
+"""Makes the golden store of the present format: ``python tests/golden/make.py tests/golden/format-2``.
 
 What it holds is a function of ``ROWS`` and of the seeds below, so that the test can say what must be found in it. A
 store of a format that was released is never made again: a new format gets a directory of its own.
@@ -7,14 +7,23 @@ store of a format that was released is never made again: a new format gets a dir
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from covector.blocks import encode_key
 from covector.types import GradientKind, Key, Space
-from covector_server.ingest.batch import WriterSpec
+from covector_server.ingest.batch import Batch, WriterSpec
 from covector_server.ingest.committer import Committer
+from covector_server.ingest.deleting import delete_rows
+from covector_server.jobs.compaction import Compaction, Rules
+from covector_server.jobs.erase_postings import postings_eraser
+from covector_server.jobs.operations import Progress
+from covector_server.jobs.postings import PostingsIndexer
 from covector_server.limits import Limits
 from covector_server.storage.store import Sizes, Store
 from covector_server.testing.batches import batch_of
@@ -78,6 +87,78 @@ def make(data: Path) -> None:
     committer.submit(spec, late).result()
     committer.stop()
     store.close()
+    make_grown(data)
+
+
+GROWN = 400
+"""Rows of the collection ``grown``, which is in the stores of format 2 and later."""
+
+
+def erased_of(row: int) -> bool:
+    """Deleted, and compacted away."""
+    return row % 7 == 2
+
+
+def deleted_of(row: int) -> bool:
+    """Deleted since."""
+    return row % 11 == 5
+
+
+def grown_gradients() -> npt.NDArray[np.float32]:
+    """float32[GROWN, DIM]."""
+    return np.random.default_rng(9).standard_normal((GROWN, DIM)).astype(np.float32)
+
+
+def make_grown(data: Path) -> None:
+    """Adds a collection with runs of the key table, postings, deleted rows, some of them erased, and keys that were
+    written again after a delete."""
+    sizes = Sizes(chunk_bytes=2 * DIM * 16, shard_bytes=2 * DIM * 64, log_file_bytes=4000, recent_keys=60)
+    store = Store(data, sizes)
+    committer = Committer(store, Limits())
+    run = lambda work: committer.call(work).result()  # noqa: E731
+    run(lambda: store.create_collection("grown", SPACE, False))
+    collection = store.collection("grown")
+    spec = WriterSpec("grown", "grower", "only", kind=KIND)
+    for sequence, start in enumerate(range(0, GROWN, 50), 1):
+        committer.submit(spec, _grown_batch(sequence, list(range(start, start + 50)))).result()
+        maintain(store, committer, "grown")
+    _delete(store, run, [row for row in range(GROWN) if erased_of(row)])
+    exclusive: Any = run
+    erasers = [postings_eraser(store, exclusive)]
+    Compaction(store, collection, exclusive, Rules(0.2), erasers).run(Progress(lambda done, total: None))
+    _delete(store, run, [row for row in range(GROWN) if deleted_of(row)])
+    again = [row for row in range(20) if erased_of(row) or deleted_of(row)]
+    committer.submit(spec, _grown_batch(9, again)).result()
+    maintain(store, committer, "grown")
+    committer.stop()
+    store.close()
+
+
+def maintain(store: Store, committer: Committer, name: str) -> None:
+    """What the maintenance thread of a server does to keys and postings."""
+    collection = store.collection(name)
+    while (change := collection.keys.flush(collection.counters.next_row_id) or collection.keys.merge()) is not None:
+        committer.call(partial(store.register_keys, collection, change)).result()
+    indexer = PostingsIndexer(store, committer, Limits())
+    while indexer.step():
+        pass
+
+
+def _grown_batch(sequence: int, rows: list[int]) -> Batch:
+    return batch_of(
+        sequence,
+        [key_of(row) for row in rows],
+        grown_gradients()[rows],
+        [text_of(row) for row in rows],
+        [metadata_of(row) for row in rows],
+    )
+
+
+def _delete(store: Store, run: Callable[[Callable[[], int]], int], rows: list[int]) -> None:
+    collection = store.collection("grown")
+    with collection.reading() as view:
+        row_ids = view.row_ids_of([encode_key(key_of(row)) for row in rows])
+    assert run(lambda: delete_rows(store, collection, row_ids)) == len(np.unique(row_ids[row_ids >= 0]))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ import pytest
 import zarr
 
 from covector.blocks import encode_key, scale_rows
+from covector_server.check.store import check_store
 from covector_server.ingest.batch import WriterSpec
 from covector_server.ingest.committer import Committer
 from covector_server.limits import Limits
+from covector_server.query.cancellation import never
+from covector_server.query.filter import matching_rows
 from covector_server.storage.store import Store
 from covector_server.testing.batches import batch_of
 
@@ -20,7 +23,19 @@ from . import make as recipe
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(params=sorted(path.name for path in HERE.glob("format-*")))
+FORMATS = sorted(path.name for path in HERE.glob("format-*"))
+
+
+@pytest.fixture(params=FORMATS[1:])
+def newer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A store with the collection ``grown``."""
+    shutil.copytree(HERE / request.param, tmp_path / "store")
+    opened = Store(tmp_path / "store")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=FORMATS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     shutil.copytree(HERE / request.param, tmp_path / "store")
     opened = Store(tmp_path / "store")
@@ -61,6 +76,32 @@ def test_any_zarr_reader_opens_it(store: Store) -> None:
     expected = recipe.gradients_of(1)[recipe.order_of(1)]
     np.testing.assert_array_equal(rows, scale_rows(expected)[0])
     np.testing.assert_array_equal(scales, scale_rows(expected)[1])
+
+
+def test_what_was_deleted_is_gone_and_the_rest_is_found(newer: Store) -> None:
+    again = {row for row in range(20) if recipe.erased_of(row) or recipe.deleted_of(row)}
+    live = [row for row in range(recipe.GROWN) if row in again or not (recipe.erased_of(row) or recipe.deleted_of(row))]
+    with newer.collection("grown").reading() as view:
+        assert view.row_count == len(live)
+        row_ids = view.row_ids_of([encode_key(recipe.key_of(row)) for row in range(recipe.GROWN)])
+        assert np.flatnonzero(row_ids >= 0).tolist() == live
+        for row, details in zip(live, view.details_of(row_ids[live]), strict=True):
+            assert (details.text, details.metadata) == (recipe.text_of(row), recipe.metadata_of(row))
+        found = view.checkpoints["only"].gather(row_ids[live])
+        rows, scales = scale_rows(recipe.grown_gradients()[live])
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_array_equal(found.scales, scales)
+        assert sum(len(tile.row_ids) for tile in view.checkpoints["only"].tiles(7)) == len(live)
+        mask = matching_rows(view, {"third": True, "number": {"lt": 100}}, Limits(), never)
+        assert set(np.flatnonzero(mask)) == {row_ids[row] for row in live if row % 3 == 0 and row < 100}
+        assert view.postings()
+    assert newer.collection("grown").keys.run_paths
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_passes_the_check(name: str, tmp_path: Path) -> None:
+    shutil.copytree(HERE / name, tmp_path / "store")
+    assert check_store(tmp_path / "store").findings == []
 
 
 def test_it_takes_more_rows(store: Store) -> None:
