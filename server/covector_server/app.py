@@ -111,7 +111,7 @@ class Server:
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {listen}: {error}; is the port taken?") from error
         indexer = PostingsIndexer(self._store, self._committer, self._config.limits)
-        self._maintenance.start(self._committer, [self._compactor.step, indexer.step, self._scrubber.step])
+        self._maintenance.start(self._committer, [self._compactor.step, indexer.step], self._scrubber.step)
         await self._grpc.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

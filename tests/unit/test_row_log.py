@@ -45,7 +45,8 @@ def block_of(first: int, count: int, kind: int = NEW, text: str = "text ") -> Ex
 def append(log: RowLog, block: Expected, file: int, offset: int) -> BlockRecord:
     data = block.encoded
     file, offset = log.place(len(data), file, offset)
-    log.append(data, file, offset, Syncs())
+    log.append(data, file, offset)
+    log.write_held(Syncs())
     return BlockRecord(file, offset, len(data), int(block.row_ids[0]), int(block.row_ids[-1]), len(block.row_ids))
 
 

@@ -270,12 +270,13 @@ def _parse_metadata(column: Column | None, limits: Limits) -> tuple[Column | Non
 
 
 def _digest(message: ingest_pb2.Batch, gradients: Buffer) -> str:
-    digest = xxhash.xxh3_128()
+    """XXH3-128 over every column, behind their lengths. Two calls, since each lets other threads run: handing over the
+    interpreter costs more than hashing a short column does."""
     columns: tuple[types_pb2.BinaryColumn, ...] = (message.keys.values, message.texts, message.metadata)
-    parts: list[Buffer] = [part for column in columns for part in (column.data, column.ends, column.present)]
-    for part in (*parts, message.scales, message.trak_q, gradients):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
+    parts: list[bytes] = [part for column in columns for part in (column.data, column.ends, column.present)]
+    lengths = [len(part).to_bytes(8, "little") for part in (*parts, message.scales, message.trak_q, gradients)]
+    digest = xxhash.xxh3_128(b"".join((*lengths, *parts, message.scales, message.trak_q)))
+    digest.update(gradients)
     return digest.hexdigest()
 
 

@@ -87,6 +87,7 @@ class CollectionDraft:
 
     def finish(self) -> None:
         """Writes what waited for the whole group; no batch comes after it."""
+        self.collection.log.write_held(self.syncs)
         for draft in self._checkpoints.values():
             draft.write_columns()
 
@@ -259,7 +260,7 @@ class CollectionDraft:
     def _append(self, data: bytes, first: int, last: int, row_count: int) -> BlockRecord:
         log, counters = self.collection.log, self.counters
         file, offset_bytes = log.place(len(data), counters.log_file, counters.log_offset_bytes)
-        log.append(data, file, offset_bytes, self.syncs)
+        log.append(data, file, offset_bytes)
         self.counters = replace(counters, log_file=file, log_offset_bytes=offset_bytes + len(data))
         return BlockRecord(file, offset_bytes, len(data), first, last, row_count)
 

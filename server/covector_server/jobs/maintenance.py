@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 Step = Callable[[], bool]  # does one bounded piece of work; False when there is none
 
 
+def _nothing() -> bool:
+    return False
+
+
 class Maintenance:
     """The thread. ``steps``: further work, in order of urgency."""
 
@@ -33,12 +37,15 @@ class Maintenance:
         self._changed = threading.Event()
         self._stopping = False
         self._steps: Sequence[Step] = ()
+        self._idle_step: Step = _nothing
         self._committer: Committer | None = None
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
 
-    def start(self, committer: Committer, steps: Sequence[Step] = ()) -> None:
-        """Begins; ``committer`` makes its work count."""
+    def start(self, committer: Committer, steps: Sequence[Step] = (), idle_step: Step = _nothing) -> None:
+        """Begins; ``committer`` makes its work count. ``idle_step`` is called about four times a second, while there is
+        nothing else to do."""
         self._committer = committer
+        self._idle_step = idle_step
         self._steps = (self._seal_next, self._maintain_keys, *steps)
         self._thread.start()
 
@@ -59,6 +66,7 @@ class Maintenance:
     def _run(self) -> None:
         while not self._stopping:
             if not any(self._do(step) for step in self._steps):
+                self._do(self._idle_step)
                 self._changed.wait(IDLE_S)
                 self._changed.clear()
 

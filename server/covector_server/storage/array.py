@@ -53,21 +53,17 @@ class ZarrArray:
 
     def write(self, state: ArrayState, rows: Rows, syncs: Syncs) -> ArrayState:
         """Writes rows after those of ``state``, returns the state with them. Not durable before ``syncs`` are done."""
-        layout, row_count, checksum = self.layout, state.row_count, state.checksum
+        layout = self.layout
         data = memoryview(np.ascontiguousarray(rows, dtype=layout.dtype).reshape(-1).view(np.uint8).data)
         while data:
-            shard, row = divmod(row_count, layout.shard_rows)
-            room = layout.chunk_rows - row % layout.chunk_rows
-            piece = data[: room * layout.row_bytes]
-            data = data[len(piece) :]
-            checksum = crc32c(piece, checksum)
-            row_count += len(piece) // layout.row_bytes
-            full = row_count % layout.chunk_rows == 0
+            shard, row = divmod(state.row_count, layout.shard_rows)
+            room = (layout.shard_rows - row) * layout.row_bytes
+            parts, state = self._parts(state, data[:room])
             descriptor = self._open(shard, syncs)
-            self._write_piece(descriptor, layout.row_offset_bytes(row), piece, checksum if full else None)
+            self._disk.write_parts(descriptor, parts, layout.row_offset_bytes(row))
             syncs.add_file(descriptor)
-            checksum = 0 if full else checksum
-        return ArrayState(row_count, checksum)
+            data = data[room:]
+        return state
 
     def close_after(self, row_count: int) -> None:
         """Closes the files of shards that hold nothing but rows past ``row_count``: their group failed."""
@@ -186,6 +182,21 @@ class ZarrArray:
                 self._disk.write(descriptor, piece, offset_bytes)
                 offset_bytes += len(piece)
             self._disk.sync(descriptor)
+
+    def _parts(self, state: ArrayState, data: memoryview) -> tuple[list[bytes | memoryview], ArrayState]:
+        """Rows of one shard as they lie in its file, each chunk that becomes full with its checksum behind it."""
+        layout, row_count, checksum = self.layout, state.row_count, state.checksum
+        parts: list[bytes | memoryview] = []
+        while data:
+            room = (layout.chunk_rows - row_count % layout.chunk_rows) * layout.row_bytes
+            piece, data = data[:room], data[room:]
+            checksum = crc32c(piece, checksum)
+            parts.append(piece)
+            row_count += len(piece) // layout.row_bytes
+            if row_count % layout.chunk_rows == 0:
+                parts.append(checksum.to_bytes(CHECKSUM_BYTES, "little"))
+                checksum = 0
+        return parts, ArrayState(row_count, checksum)
 
     def _write_piece(self, descriptor: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
         self._disk.write(descriptor, piece, offset_bytes)

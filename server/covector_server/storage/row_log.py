@@ -31,6 +31,7 @@ class RowLog:
         self._disk = disk
         self._file_bytes = file_bytes
         self._descriptors: dict[int, int] = {}  # file number -> open file
+        self._held: dict[tuple[int, int], bytes] = {}  # blocks that are not written yet, by place, neighbours in order
         self._cache: OrderedDict[tuple[int, int], Block] = OrderedDict()
         self._cached_bytes = 0
         self._caching = threading.Lock()
@@ -45,15 +46,27 @@ class RowLog:
             return file + 1, 0
         return file, offset_bytes
 
-    def append(self, data: bytes, file: int, offset_bytes: int, syncs: Syncs) -> None:
-        """Writes a block at its place. Not durable before ``syncs`` are done."""
-        descriptor = self._open(file, syncs)
+    def append(self, data: bytes, file: int, offset_bytes: int) -> None:
+        """Takes a block for its place, which is behind that of the block before. It can be read at once, and is written
+        by ``write_held``."""
         self._forget(file, offset_bytes)
-        self._disk.write(descriptor, data, offset_bytes)
-        syncs.add_file(descriptor)
+        self._held[file, offset_bytes] = data
+
+    def write_held(self, syncs: Syncs) -> None:
+        """Writes the blocks that were appended, neighbours together. Not durable before ``syncs`` are done. If it fails
+        they are dropped: nothing may speak of them."""
+        try:
+            for file in sorted({file for file, _ in self._held}):
+                places = [place for place in self._held if place[0] == file]
+                descriptor = self._open(file, syncs)
+                self._disk.write_parts(descriptor, [self._held[place] for place in places], places[0][1])
+                syncs.add_file(descriptor)
+        finally:
+            self._held = {}
 
     def close_after(self, file: int) -> None:
-        """Closes the files behind ``file``: the group that wrote them failed."""
+        """Drops what was not written, and closes the files behind ``file``: the group failed."""
+        self._held = {}
         for number in [number for number in self._descriptors if number > file]:
             self._disk.close(self._descriptors.pop(number))
 
@@ -64,6 +77,9 @@ class RowLog:
             if place in self._cache:
                 self._cache.move_to_end(place)
                 return self._cache[place]
+        held = self._held.get(place)
+        if held is not None:
+            return Block(held)
         try:
             block = Block(self._read_bytes(record))
         except OSError as error:

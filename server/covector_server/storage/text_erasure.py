@@ -192,9 +192,10 @@ class TextErasure:
         for moving in batch:
             size = len(moving.data)
             file, offset_bytes = collection.log.place(size, counters.log_file, counters.log_offset_bytes)
-            collection.log.append(moving.data, file, offset_bytes, syncs)
+            collection.log.append(moving.data, file, offset_bytes)
             places[moving.name] = replace(moving.record, file=file, offset_bytes=offset_bytes, size_bytes=size)
             counters = replace(counters, log_file=file, log_offset_bytes=offset_bytes + size)
+        collection.log.write_held(syncs)
         self._store.disk.step("compact.log_written")
         try:
             syncs.run_alone(self._store.disk)
