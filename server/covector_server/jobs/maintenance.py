@@ -16,6 +16,7 @@ from covector_server.ingest.committer import Committer
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.key_table import Change
+from covector_server.storage.layout import load_zarr
 from covector_server.storage.store import Store
 
 IDLE_S = 0.25  # between two looks for work, while nobody calls
@@ -64,6 +65,7 @@ class Maintenance:
             pass
 
     def _run(self) -> None:
+        load_zarr()
         while not self._stopping:
             if not any(self._do(step) for step in self._steps):
                 self._do(self._idle_step)

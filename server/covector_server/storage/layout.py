@@ -104,6 +104,12 @@ class ArrayLayout:
         return dict(json.loads(store._store_dict["zarr.json"].to_bytes()))
 
 
+def load_zarr() -> None:
+    """Imports what ``zarr_document`` needs, which takes the better part of a second: rather when a server starts than
+    when its first row comes."""
+    import zarr.codecs  # noqa: F401
+
+
 def checkpoint_layouts(dim: int, chunk_rows: int, shard_rows: int) -> tuple[ArrayLayout, ...]:
     """The arrays of a checkpoint. A column's chunk is a whole shard, so that it is contiguous in the file."""
     return (
