@@ -85,7 +85,13 @@ class Server:
         self._store = Store(config.data, config.sizes, disk, limits=config.limits)
         self._space = FreeSpace(config.data, config.disk_low_water_bytes)
         self._snapshots = Snapshots(self._store, self._space)
-        self._scrubber = Scrubber(self._store.catalog, config.data, self._store.damages, config.scrub_bytes_per_s)
+        self._scrubber = Scrubber(
+            self._store.catalog,
+            config.data,
+            self._store.damages,
+            config.scrub_bytes_per_s,
+            round_s_min=config.scrub_round_s_min,
+        )
         self._maintenance = Maintenance(self._store)
         self._committer = Committer(self._store, config.limits, self._maintenance.seal, self._space.check)
         self._operations = Operations(self._store, self._committer, limits=config.limits)

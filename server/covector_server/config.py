@@ -23,6 +23,7 @@ class Config:
     tls: tuple[Path, Path] | None = None  # certificate chain, private key
     limits: Limits = field(default_factory=Limits)
     scrub_bytes_per_s: int = 32 << 20  # how fast the scrubber reads; 0: not at all
+    scrub_round_s_min: float = 60.0  # from the beginning of one round to that of the next, at the least
     sizes: Sizes = field(default_factory=Sizes)
     query_threads: int = 2
     ingest_threads: int = 2

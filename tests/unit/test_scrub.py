@@ -181,3 +181,16 @@ def test_reading_returns_what_is_there(tmp_path: Path) -> None:
     for offset, size in [(0, 10), (4090, 9000), (99_990, 50), (200_000, 5)]:
         assert reading.read("file", offset, size) == data[offset : offset + size]
     reading.close()
+
+
+def test_a_small_store_is_not_read_all_the_time(scrubbed: Scrubbed) -> None:
+    scrubber = Scrubber(
+        scrubbed.store.catalog, scrubbed.store.data, scrubbed.log, 32 << 20, lambda: scrubbed.now_s, round_s_min=60
+    )
+    rounds = []
+    for _ in range(200):
+        scrubbed.now_s += 1
+        scrubber.step()
+        rounds.append(scrubber.progress.round_count)
+    assert rounds[10] == 1
+    assert 3 <= rounds[-1] <= 4

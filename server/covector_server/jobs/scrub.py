@@ -41,7 +41,8 @@ class ScrubProgress:
 class Scrubber:
     """Checks the store behind ``catalog`` and ``data``. ``step`` belongs to one thread, any may read ``progress``.
 
-    bytes_per_s: how fast it may read on the average, 0 for not at all.
+    bytes_per_s: how fast it may read on the average, 0 for not at all. round_s_min: a round begins so long after the
+    one before began, at the earliest; a small store need not be read all the time.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Scrubber:
         damages: DamageLog,
         bytes_per_s: int,
         clock: Callable[[], float] = time.monotonic,
+        round_s_min: float = 0.0,
     ) -> None:
         self._catalog = catalog
         self._data = data
@@ -60,6 +62,8 @@ class Scrubber:
         self._allowance_bytes = 0.0
         self._allowed_at_s = clock()
         self._round: Iterator[int] | None = None
+        self._round_s_min = round_s_min
+        self._next_round_at_s = clock()
         self.progress = ScrubProgress()
 
     def step(self) -> bool:
@@ -75,8 +79,11 @@ class Scrubber:
         return has_read
 
     def _advance(self) -> bool:
-        """The next read; False at the end of a round."""
+        """The next read; False at the end of a round, and until the next may begin."""
         if self._round is None:
+            if self._clock() < self._next_round_at_s:
+                return False
+            self._next_round_at_s = self._clock() + self._round_s_min
             self._round = self._pieces()
             self.progress = ScrubProgress(0, self._total_bytes(), self.progress.round_count)
         read_bytes = next(self._round, None)
