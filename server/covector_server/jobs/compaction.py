@@ -210,14 +210,21 @@ class Compaction:
         keys = self._collection.keys
         with keys.maintaining:
             self._exclusive(lambda: keys.drop_recent(gone))
-        for run_number in keys.holding(gone):
-            check()
-            with keys.maintaining:
-                change = keys.rewrite(run_number, gone)
-                if change is not None:
-                    self._exclusive(partial(self._store.register_keys, self._collection, change))
-                    self._report.key_runs_rewritten += 1
-                    self._report.bytes_freed += change.removed[0].run.size_bytes - change.added.run.size_bytes
+        with self._store.pins.replacing(
+            check
+        ):  # a run that a snapshot still names would keep the hash of an erased key
+            for run_number in keys.holding(gone):
+                check()
+                self._erase_in_run(run_number, gone)
+
+    def _erase_in_run(self, run_number: int, gone: RowIds) -> None:
+        keys = self._collection.keys
+        with keys.maintaining:
+            change = keys.rewrite(run_number, gone)
+            if change is not None:
+                self._exclusive(partial(self._store.register_keys, self._collection, change))
+                self._report.key_runs_rewritten += 1
+                self._report.bytes_freed += change.removed[0].run.size_bytes - change.added.run.size_bytes
 
     def _mark(self, erased: RowIds) -> None:
         """On the commit thread."""
