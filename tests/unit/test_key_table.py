@@ -137,6 +137,19 @@ def test_it_says_what_a_dict_says(tmp_path: Path, seed: int) -> None:
         twin.check(rng)
 
 
+def test_a_roll_back_does_not_bring_back_what_is_being_written(tmp_path: Path) -> None:
+    twin = Twin(tmp_path)
+    twin.add([b"key %d" % n for n in range(60)])
+    change = twin.table.flush(len(twin.keys))
+    assert change is not None
+    twin.add([b"never committed"])
+    twin.forget(1)
+    assert twin.table.install(change) == []
+    assert twin.table.flush(len(twin.keys)) is None
+    assert len(twin.table.run_paths) == 1
+    twin.check(random.Random(0))
+
+
 def test_the_part_of_keys_past_a_view_is_not_seen(tmp_path: Path) -> None:
     twin = Twin(tmp_path)
     twin.add([b"a", b"b"])

@@ -70,7 +70,7 @@ class KeyTable:
         self._recent = RecentKeys(0)
         self._damaged: tuple[int, ...] = ()  # numbers of damaged runs that the catalog still names
         self._next_number = 0
-        self._changed = threading.Condition()
+        self._changing = threading.Lock()  # held while a table or run is replaced
         self.maintaining = threading.Lock()  # held from ``flush``, ``merge`` or ``rewrite`` to ``install``
 
     @property
@@ -126,18 +126,13 @@ class KeyTable:
 
     def forget_from(self, row_id: int) -> None:
         """Takes rows from ``row_id`` on back out: they were not committed."""
-        with self._changed:
+        with self._changing:
             self._frozen = tuple(table.without(row_id) for table in self._frozen)
             self._recent = self._recent.without(row_id)
 
     def is_behind(self) -> bool:
         """Whether frozen tables wait that should be written before more rows are taken in."""
         return len(self._frozen) > FROZEN_MAX
-
-    def wait_for_room(self, timeout_s: float) -> bool:
-        """Returns whether there is room for more keys, waiting for it if need be."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self.is_behind(), timeout_s)
 
     # The maintenance thread
 
@@ -165,7 +160,7 @@ class KeyTable:
     def drop_recent(self, gone: RowIds) -> None:
         """Takes rows that were deleted, sorted, out of the tables in memory. For the commit thread, when nobody adds;
         hold ``maintaining``."""
-        with self._changed:
+        with self._changing:
             self._frozen = tuple(table.without_rows(gone) for table in self._frozen)
             self._recent = self._recent.without_rows(gone)
 
@@ -199,12 +194,11 @@ class KeyTable:
 
     def install(self, change: Change) -> list[Path]:
         """Makes a committed change visible; returns files that nobody needs any more."""
-        with self._changed:
+        with self._changing:
             kept = [numbered for numbered in self._runs if numbered not in change.removed]
             self._runs = tuple(sorted([*kept, change.added], key=lambda numbered: numbered.run.first_row_id))
             self._frozen = tuple(table for table in self._frozen if table is not change.frozen)
             damaged, self._damaged = self._damaged, ()
-            self._changed.notify_all()
         return [*(self._path(number_) for number_ in damaged), *(numbered.run.path for numbered in change.removed)]
 
     # Inside
@@ -220,7 +214,7 @@ class KeyTable:
             self._recent.cover(first + len(keys))
 
     def _freeze_recent(self) -> None:
-        with self._changed:
+        with self._changing:
             self._frozen = (*self._frozen, self._recent)
             self._recent = RecentKeys(self._recent.stop_row_id)
 

@@ -97,7 +97,10 @@ class RecentKeys:
         return fewer
 
     def without(self, stop_row_id: int) -> RecentKeys:
-        """The same keys but those of rows from ``stop_row_id`` on."""
+        """The same keys but those of rows from ``stop_row_id`` on. The same table if it has none of them, so that one
+        that is being written meanwhile is known again."""
+        if self.stop_row_id <= stop_row_id:
+            return self
         hashes, row_ids = self.entries()
         kept = row_ids < stop_row_id
         fewer = RecentKeys(min(self.first_row_id, stop_row_id))

@@ -25,11 +25,6 @@ class Syncs:
         """A file was made in a directory."""
         self._directories[directory] = None
 
-    def add_all(self, other: Syncs) -> None:
-        """What another one has collected."""
-        self._descriptors.update(other._descriptors)
-        self._directories.update(other._directories)
-
     def run_alone(self, disk: Disk) -> None:
         """As ``run``, one after the other, in this thread."""
         for descriptor in self._descriptors:
