@@ -1,9 +1,10 @@
 # The covector server. `make image-check` runs these steps without Docker: the copies, the installation, the entry point
 # and the health check.
 
-FROM python:3.11-slim AS build
+FROM python:3.11 AS build
 WORKDIR /build
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE hatch_build.py ./
+COPY native native
 COPY client client
 COPY server server
 RUN python -m pip wheel --no-deps --wheel-dir dist .

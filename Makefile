@@ -19,7 +19,8 @@ SHELL := /bin/bash
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip -q -q --disable-pip-version-check install --constraint constraints.txt
-SOURCES := client server scripts tests benchmarks examples
+SOURCES := client server scripts native tests benchmarks examples hatch_build.py
+KERNELS := server/covector_server/kernels/libcovector.so
 
 .PHONY: help demo test format lint types imports proto unit chaos power image-check stubs clean
 .PHONY: bench-ingest bench-smoke bench-peers
@@ -52,15 +53,15 @@ proto: $(VENV)/dev.stamp  ## buf lint
 	@echo "== buf lint"
 	@$(BIN)/buf lint
 
-unit: $(VENV)/dev.stamp  ## pytest (ARGS="-k name" for some)
+unit: $(VENV)/dev.stamp $(KERNELS)  ## pytest (ARGS="-k name" for some)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(VENV)/dev.stamp  ## kill -9 the server 1,000 times while clients write (KILLS=1000 SEED=0)
+chaos: $(VENV)/dev.stamp $(KERNELS)  ## kill -9 the server 1,000 times while clients write (KILLS=1000 SEED=0)
 	@echo "== kills"
 	@$(BIN)/python -m tests.faults.chaos --kills $(KILLS) --seed $(SEED)
 
-power: $(VENV)/dev.stamp  ## Fail the power 1,000 times at drawn places of a recorded run (FAILURES=1000)
+power: $(VENV)/dev.stamp $(KERNELS)  ## Fail the power 1,000 times at drawn places of a recorded run (FAILURES=1000)
 	@echo "== power losses"
 	@$(BIN)/python -m tests.faults.power_failures --seeds $(FAILURES)
 
@@ -71,17 +72,20 @@ image-check:  ## Run the Dockerfile's steps in a fresh environment, without Dock
 stubs: $(VENV)/dev.stamp  ## Generate client/covector/v1 from proto/
 	@$(BIN)/python scripts/generate_stubs.py client
 
-bench-ingest: $(VENV)/dev.stamp bench-peers  ## Every figure of ingest, on an idle machine (ARGS="--only stream")
+bench-ingest: $(VENV)/dev.stamp $(KERNELS) bench-peers  ## Every figure of ingest, on an idle machine (ARGS="--only stream")
 	@$(BIN)/python benchmarks/ingest.py --lancedb-python $(PEERS)/bin/python $(ARGS)
 
-bench-smoke: $(VENV)/dev.stamp  ## Does the ingest benchmark run? Small sizes, under a minute, no results
+bench-smoke: $(VENV)/dev.stamp $(KERNELS)  ## Does the ingest benchmark run? Small sizes, under a minute, no results
 	@$(BIN)/python benchmarks/ingest.py --quick $(ARGS)
 
 bench-peers: $(PEERS)/peers.stamp  ## Other databases, for comparisons, in an environment of their own
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
+	rm -rf $(VENV) $(PEERS) $(KERNELS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(KERNELS): $(wildcard native/*.c native/*.h) native/compile.py
+	@$(PYTHON) native/compile.py
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,0 +1,42 @@
+"""The compiled library, if it is there. ``native/covector.h`` says what its functions do; their types stand here again.
+
+A call releases the interpreter's lock. A library of another version than this file is passed over, with a warning: a
+source tree was updated and not built again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+PATH: Final = Path(__file__).with_name("libcovector.so")
+VERSION: Final = 1
+
+_pointer, _size, _u32, _i32 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_int32
+_TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "covector_check_rows": (_i32, (_pointer, _size, _size, _pointer, _pointer)),
+    "covector_crc_shift": (None, (_size, _pointer)),
+    "covector_crc_join": (_u32, (_u32, _pointer, _size, _pointer)),
+}
+_log = logging.getLogger(__name__)
+
+
+def load(path: Path = PATH) -> ctypes.CDLL | None:
+    """The library, None where it was not built or is of another version."""
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    version = int(library.covector_version())
+    if version != VERSION:
+        _log.warning("%s has version %d, %d is needed: build the package again", path, version, VERSION)
+        return None
+    for name, (result, arguments) in _TYPES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+LIBRARY: Final = load()
