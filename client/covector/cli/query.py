@@ -118,6 +118,8 @@ def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
     at = f" at {', '.join(given.checkpoint)}" if given.checkpoint else ""
     how = "exact" if result.exact else f"by index {result.index}"
     print(f"{result.scorer}{at}: {matching:,} matching rows in {1e3 * seconds:.1f} ms, {how}")
+    if result.reason:
+        print(f"({result.reason})")
     for damage in result.damages:
         print(f"left out as damaged: {said_damage(damage)}")
     if not any(hits.proponents for hits in result):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from covector.attribution.scoring import to_float32
-from covector.errors import InvalidInput
+from covector.errors import Corrupt, InvalidInput
 from covector.types import Stage
+from covector_server.index.cache import IndexCache
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
+from covector_server.query.candidates import IndexSearch
+from covector_server.query.choosing import choose
 from covector_server.query.filter import find_rows
 from covector_server.query.omission import Omissions, rows_with_keys
-from covector_server.query.planner import plan_question
+from covector_server.query.planner import Plan, plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
 from covector_server.query.scan import Mask, Scan, blocks_by_arrival, blocks_by_row_id
 from covector_server.query.topk import Selection
@@ -34,9 +37,15 @@ class ScoreStream:
 
 
 def top_k(
-    view: CollectionView, question: Question, k: int, *, limits: Limits | None = None, cancelled: Cancelled = never
+    view: CollectionView,
+    question: Question,
+    k: int,
+    *,
+    limits: Limits | None = None,
+    cancelled: Cancelled = never,
+    indexes: IndexCache | None = None,
 ) -> TopKAnswer:
-    """Both ends, k rows each, of every result; exact.
+    """Both ends, k rows each, of every result; exact, or by an index where ``indexes`` are given and one costs less.
 
     The stages count rows over all results: a row that is re-scored for two of them counts twice. Raises as
     ``plan_question`` and ``find_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
@@ -50,6 +59,10 @@ def top_k(
     limits.check("result_hits", 2 * k * plan.result_count, "hits of all results together")
     omissions = _omissions(question, limits)
     mask, filter_stage = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
+    asked = _Asked(view, question, plan, k, mask, filter_stage, cancelled)
+    answer, reason = _by_index(asked, indexes) if indexes is not None else (None, "")
+    if answer is not None:
+        return answer if omissions is None else replace(answer, damages=omissions.take())
     while True:
         left_out = _omissions(question, limits)
         scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(left_out))
@@ -58,7 +71,47 @@ def top_k(
             break
         mask = rows_with_keys(view, mask, omissions, cancelled)  # some of the best cannot be named: once more
     damages = () if omissions is None or left_out is None else (*omissions.take(), *left_out.take())
-    return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages)
+    return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A checked question whose filter was applied."""
+
+    view: CollectionView
+    question: Question
+    plan: Plan
+    k: int
+    mask: Mask | None
+    filter_stage: Stage
+    cancelled: Cancelled
+
+
+def _by_index(asked: _Asked, indexes: IndexCache) -> tuple[TopKAnswer | None, str]:
+    """The answer of an index, or why there is none. What an index leads to may be damaged: if damaged rows are to be
+    left out, exact search finds all of them."""
+    view, plan, question = asked.view, asked.plan, asked.question
+    match_count = None if asked.mask is None else asked.filter_stage.rows_out
+    choice = choose(view, plan, question, asked.k, match_count, indexes)
+    if choice.listed is None:
+        return None, choice.reason
+    record = choice.listed.record
+    index = indexes.open(choice.listed, lambda: check_cancelled(asked.cancelled))
+    if index is None:
+        return None, f"index {record.id} is damaged: {indexes.trouble(choice.listed)}"
+
+    def exact_search(newer: Plan) -> tuple[tuple[Ends, ...], tuple[Stage, ...], bool]:
+        return _select(view, Scan(newer, asked.mask, view.row_id_count, asked.cancelled), asked.k)
+
+    try:
+        search = IndexSearch(view, plan, asked.k, asked.mask, record, asked.cancelled)
+        results, stages = search.run(index, exact_search)
+    except Corrupt as error:
+        if question.damaged == "fail":
+            raise
+        return None, f"rows that index {record.id} led to are damaged: {error.message}"
+    stages = (asked.filter_stage, *stages)
+    return TopKAnswer(results, stages, question.scorer, index=record.id, reason=choice.reason), ""
 
 
 def _select(view: CollectionView, scan: Scan, k: int) -> tuple[tuple[Ends, ...], tuple[Stage, Stage], bool]:

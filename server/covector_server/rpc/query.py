@@ -17,6 +17,7 @@ from covector.errors import InvalidInput, Unavailable
 from covector.types import GradientKind, Stage
 from covector.v1 import query_pb2 as pb
 from covector.v1 import query_pb2_grpc, types_pb2
+from covector_server.index.cache import IndexCache
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled
@@ -57,10 +58,13 @@ _DAMAGED: tuple[Damaged, ...] = ("fail", "fail", "omit")
 class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     """Translates; the engine answers, in the pool."""
 
-    def __init__(self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits) -> None:
+    def __init__(
+        self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits, indexes: IndexCache | None = None
+    ) -> None:
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
+        self._indexes = indexes
         self.admission = QueryAdmission(limits)
 
     @streaming
@@ -126,7 +130,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     def _answer(self, spec: pb.TopKSpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
         question = question_of(spec.query, vectors)
         with self._open_view(spec.query.collection) as view:
-            answer = top_k(view, question, spec.k, limits=self._limits, cancelled=cancelled)
+            answer = top_k(view, question, spec.k, limits=self._limits, cancelled=cancelled, indexes=self._indexes)
             damages, on_damage = answer.damages, None
             if question.damaged == "omit" and not spec.keys_only:
                 details = damaged_details(view, answer, self._limits, cancelled)
@@ -162,6 +166,7 @@ def question_of(spec: pb.QuerySpec, vectors: Vectors) -> Question:
         damaged=_DAMAGED[_known(spec.damaged, len(_DAMAGED), "damaged")],
         space=space_from_message(spec.space) if spec.HasField("space") else None,
         kind=kind_from_message(spec.kind) if spec.HasField("kind") else GradientKind(),
+        exact=spec.exact,
     )
 
 
@@ -179,7 +184,9 @@ def _spec_message(message: AnyRequest | None) -> AnyRequest:
 
 def _summary(answer: TopKAnswer, damages: Iterable[Damage]) -> pb.QuerySummary:
     return pb.QuerySummary(
-        exact=True,
+        exact=not answer.index,
+        index=answer.index,
+        reason=answer.reason,
         stages=[_stage(stage) for stage in answer.stages],
         result_count=len(answer.results),
         scorer=answer.scorer,

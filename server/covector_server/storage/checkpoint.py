@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from covector_server.storage.contract import ArrayState, BadRows, RowArray, Rows
 from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
 from covector_server.storage.positions import NO_POSITIONS, PositionFinder
-from covector_server.storage.view import Positions, RowIds, Tile
+from covector_server.storage.view import Columns, Positions, RowIds, Tile
 
 MakeArray = Callable[[Path, ArrayLayout], RowArray]
 
@@ -132,6 +132,15 @@ class StoredCheckpointView:
     positions: PositionFinder
     dead: Positions
     damages: DamageReporter
+    first: int = 0  # rows at positions before it are not seen
+
+    @property
+    def id(self) -> int:
+        return self.record.id
+
+    @property
+    def generation(self) -> int:
+        return self.record.generation
 
     @property
     def name(self) -> str:
@@ -151,13 +160,14 @@ class StoredCheckpointView:
 
     @property
     def row_count(self) -> int:
-        return self.position_count - len(self.dead)
+        dead_count = len(self.dead) - int(np.searchsorted(self.dead, self.first))
+        return self.position_count - self.first - dead_count
 
     def tiles(
         self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
     ) -> Iterator[Tile]:
         """The live rows in order of arrival; see ``view.CheckpointView``."""
-        start, chunk_rows = 0, self.record.chunk_rows
+        start, chunk_rows = self.first, self.record.chunk_rows
         while start < self.position_count:
             stop = min(start + rows_max, start - start % chunk_rows + chunk_rows, self.position_count)
             try:
@@ -195,6 +205,70 @@ class StoredCheckpointView:
         positions, unreadable = self._positions_of(row_ids, on_damage)
         return (positions >= 0) | unreadable
 
+    def since(self, position: int) -> StoredCheckpointView:
+        """The live rows at this position and later ones alone. A row that ``has`` is not asked about twice."""
+        return replace(self, first=position)
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) in pieces that lie in one chunk each."""
+        chunk_rows = self.record.chunk_rows
+        while start < stop:
+            end = min(start - start % chunk_rows + chunk_rows, stop)
+            yield start, end
+            start = end
+
+    def span(self, start: int, stop: int) -> Tile:
+        """All rows at positions of one chunk, the dead included. Raises Corrupt."""
+        try:
+            return self._tile(start, stop)
+        except BadRows as bad:
+            raise self._corrupt(bad) from bad
+
+    def columns(self, start: int, stop: int) -> Columns:
+        """What stands beside the gradients at the positions [start, stop). Raises Corrupt."""
+        shard_rows = self.record.shard_rows
+        names = ("scales", "row_ids", "trak_q")
+        parts: dict[str, list[Rows]] = {name: [] for name in names}
+        try:
+            while start < stop:
+                end = min(start - start % shard_rows + shard_rows, stop)
+                for name in names:
+                    parts[name].append(self._column(name, start, end))
+                start = end
+        except BadRows as bad:
+            raise self._corrupt(bad) from bad
+        scales, row_ids, trak_q = (found[0] if len(found) == 1 else np.concatenate(found) for found in parts.values())
+        return Columns(scales, row_ids.view(np.int64), trak_q)
+
+    def at(self, positions: Positions) -> Tile:
+        """The rows at some positions, in this order. Raises Corrupt."""
+        count = len(positions)
+        rows = np.empty((count, *self.arrays["gradients"].layout.item_shape), dtype=np.float16)
+        scales, trak_q = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.float32)
+        row_ids = np.empty(count, dtype=np.int64)
+        try:
+            for place, position in enumerate(positions.tolist()):
+                rows[place] = self._column("gradients", position, position + 1)[0]
+            for shard in np.unique(positions // self.record.shard_rows).tolist():
+                start = shard * self.record.shard_rows
+                stop = min(start + self.record.shard_rows, self.position_count)
+                here = np.flatnonzero((positions >= start) & (positions < stop))
+                inside = positions[here] - start
+                scales[here] = self._column("scales", start, stop)[inside]
+                trak_q[here] = self._column("trak_q", start, stop)[inside]
+                row_ids[here] = self._column("row_ids", start, stop)[inside]
+        except BadRows as bad:
+            raise self._corrupt(bad) from bad
+        return Tile(rows, scales, row_ids, trak_q)
+
+    def _corrupt(self, bad: BadRows) -> Corrupt:
+        """The damage of rows that were asked for by position, as it is raised."""
+        try:
+            self._meet(bad, None, 0)
+        except Corrupt as error:
+            return error
+        raise AssertionError("damage without a sink is raised")
+
     def _positions_of(self, row_ids: RowIds, on_damage: OnDamage | None) -> tuple[Positions, bool]:
         """Positions, -1 for none, and whether some of the column could not be read, and so any of the rows may be
         there."""
@@ -202,6 +276,7 @@ class StoredCheckpointView:
         found = self.positions.find(row_ids, self.position_count, self.dead, bad.append)
         for one in bad:
             self._meet(one, on_damage, 0)
+        found[found < self.first] = -1
         return found, bool(bad)
 
     def _chosen_tile(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> Tile | None:
