@@ -44,19 +44,21 @@ def write_basis(source: Source, sample: npt.NDArray[np.int64], rank: int, file: 
     how far rows reach along each, float32[rank], descending: the deviation of their product with it as stored."""
     views = source.views(sample)
     if source.dim <= min(MOMENTS_DIM_MAX, len(sample)):
-        values, blocks = _from_moments(views, source.dim, rank)
+        values, blocks = _from_moments(source, views, rank)
     else:
-        values, blocks = _from_pairs(views, source.dim, rank)
+        values, blocks = _from_pairs(source, views, rank)
     unit = np.float32(np.sqrt(source.dim))
     for block in blocks:
         file.append_array((block * unit).astype("<f2"))
     return np.sqrt(values) * unit
 
 
-def _from_moments(views: Float16Rows, dim: int, rank: int) -> tuple[Float32, Iterator[Float32]]:
+def _from_moments(source: Source, views: Float16Rows, rank: int) -> tuple[Float32, Iterator[Float32]]:
+    dim = source.dim
     moments = np.zeros((dim, dim), dtype=np.float32)
     step = batch_rows(dim)
     for start in range(0, len(views), step):
+        source.check()
         wide = np.stack(views[start : start + step]).astype(np.float32)
         moments += wide.T @ wide
     moments /= max(len(views), 1)
@@ -64,9 +66,11 @@ def _from_moments(views: Float16Rows, dim: int, rank: int) -> tuple[Float32, Ite
     return values, (vectors[start:stop].T for start, stop in spans(dim))
 
 
-def _from_pairs(views: Float16Rows, dim: int, rank: int) -> tuple[Float32, Iterator[Float32]]:
+def _from_pairs(source: Source, views: Float16Rows, rank: int) -> tuple[Float32, Iterator[Float32]]:
+    dim = source.dim
     pairs = np.zeros((len(views), len(views)), dtype=np.float32)
     for wide in _wide_blocks(views, dim):
+        source.check()
         pairs += wide @ wide.T
     pairs /= max(len(views), 1)
     values, vectors = top_eigenpairs(pairs, rank)

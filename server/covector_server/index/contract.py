@@ -133,6 +133,10 @@ class Source(Protocol):
         stop."""
         ...
 
+    def check(self) -> None:
+        """Says how far it is, and may raise to stop. Call it in work that takes long without reading rows."""
+        ...
+
     def views(self, positions: Positions) -> Sequence[npt.NDArray[np.float16]]:
         """Rows at some positions, float16[dim] each, as views of mapped files."""
         ...

@@ -76,16 +76,21 @@ class CheckpointSource:
 
     def pieces(self, rows_max: int) -> Iterator[tuple[int, list[npt.NDArray[np.float16]]]]:
         """See ``contract.Source``."""
+        self._total_count = max(self._total_count, self._done_count + self.row_count)
         for first in range(0, self.row_count, rows_max):
             stop = min(first + rows_max, self.row_count)
-            self._report(self._done_count, max(self._total_count, self._done_count))
+            self.check()
             yield first, [self._view.span(*span).rows for span in self._view.spans(first, stop)]
             self._done_count += stop - first
-        self._total_count = max(self._total_count, self._done_count)
+        self.check()
+
+    def check(self) -> None:
+        """See ``contract.Source``."""
+        self._report(self._done_count, self._total_count)
 
     def views(self, positions: Positions) -> list[npt.NDArray[np.float16]]:
         """See ``contract.Source``."""
-        self._report(self._done_count, max(self._total_count, self._done_count))
+        self.check()
         return [self._view.span(position, position + 1).rows[0] for position in positions.tolist()]
 
     def _columns(self, start: int) -> Columns:

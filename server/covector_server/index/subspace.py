@@ -233,6 +233,8 @@ def _opened(maps: dict[str, memoryview], parameters: dict[str, Any], mapped_byte
         deviations, factors = np.frombuffer(maps["deviations"], "<f4"), _factors(maps)
         if (len(deviations), len(factors)) != (rank, row_count):
             raise ValueError(f"{len(factors)} rows of rank {len(deviations)}, not {row_count} of {rank}")
+        if len(maps["basis"]) != 2 * rank * dim:
+            raise ValueError(f"{len(maps['basis'])} bytes of directions are not {rank} of dim {dim}")
         directions = Directions.mapped(maps["basis"], rank, dim)
         return SubspaceIndex(directions, deviations, _codes(maps, row_count, rank), factors, mapped_bytes)
     except (KeyError, ValueError, TypeError) as error:

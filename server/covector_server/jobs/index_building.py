@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from covector.attribution.scoring import scorer_named
-from covector.errors import Conflict, InvalidInput
+from covector.errors import Conflict, InvalidInput, LimitExceeded
 from covector_server.index.contract import Spec
 from covector_server.index.kinds import backend_of
 from covector_server.index.source import CheckpointSource, Report
@@ -57,6 +57,8 @@ def build_index(
     backend = backend_of(spec.kind)
     with drafting(place.collection_directory, spec.kind, place.disk) as draft:
         source = CheckpointSource(view, place.dim, scorer_named(spec.scorer), report)
+        if not len(source.live):
+            raise Conflict(f"checkpoint {view.name!r} has nothing to index: all its rows are zero")
         built = backend.build(source, spec, draft)
         place.disk.step("index.measured")
         files, checksum = draft.add_manifest(spec.kind, built.parameters)
@@ -83,7 +85,7 @@ def build_index(
         draft.may_be_listed = True
         try:
             list_index(record)
-        except Conflict:
+        except (Conflict, LimitExceeded):
             draft.may_be_listed = False  # refused: the transaction did not happen
             raise
     place.disk.step("index.listed")

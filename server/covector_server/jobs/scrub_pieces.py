@@ -228,7 +228,7 @@ class IndexFilePiece:
         return [("collections", self.id_), ("indexes", self.key)]
 
     def check(self, reading: Reading, values: Values) -> Check:
-        """The manifest against the catalog, another file against the manifest. Where the manifest is damaged, nothing is
+        """The manifest against the catalog, another file against the manifest. Where the manifest is damaged nothing is
         said of the others."""
         record = IndexRecord.decode(values[1])
         manifest = bytes(reading.read(self._path(record, MANIFEST), 0, record.files.get(MANIFEST, 0)))
