@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from covector_server.index.contract import Candidates, Float32, Search
 from covector_server.index.extremes import Extremes
+from covector_server.kernels.codes import code_products
 
 Codes = npt.NDArray[np.int8]
 CODE_MAX = 127
@@ -33,7 +34,6 @@ def scan(codes: Codes, factors: Float32, queries: Float32, search: Search) -> Ca
     """The candidates of queries float32[m, rank], weighted, among rows with these codes."""
     row_count, rank = codes.shape
     step = max(256, min(SCAN_BYTES // (4 * max(rank, 1)), SCORE_BYTES // (4 * max(len(queries), 1))))
-    wide = np.empty((step, rank), dtype=np.float32)
     extremes = Extremes(len(queries), search.count)
     seen_count = 0
     for start in range(0, row_count, step):
@@ -42,9 +42,7 @@ def scan(codes: Codes, factors: Float32, queries: Float32, search: Search) -> Ca
         chosen = search.rows.chosen(start, stop)
         if chosen is not None and not chosen.any():
             continue
-        tile = wide[: stop - start]
-        np.copyto(tile, codes[start:stop])
-        scores = queries @ tile.T
+        scores = code_products(codes[start:stop], queries)
         scores *= (factors[start:stop] * search.rows.factors(start, stop)).astype(np.float32)
         if chosen is not None:
             scores[:, ~chosen] = np.nan

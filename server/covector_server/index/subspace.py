@@ -31,6 +31,7 @@ KIND = "subspace"
 SCORERS = ["dot", "cosine", "tracin"]  # those whose A is the identity
 RANK, RANK_MIN, RANK_MAX = 256, 16, 1024
 DIM_SHARE = 16  # of dim, the rank that is begun with
+DISK_SHARE = 0.1  # of the rows' bytes, that the files of that rank may take
 COPY_ROWS = 1 << 16
 SEED = 0
 
@@ -135,8 +136,14 @@ def wanted_of(recall: float) -> float:
 
 
 def _rank_first(source: Source, spec: Spec) -> int:
-    rank = spec.parameters.get("rank") or min(RANK, max(source.dim // DIM_SHARE, 2 * RANK_MIN))
-    return int(min(rank, _rank_max(source)))
+    return int(min(spec.parameters.get("rank") or _rank_usual(source), _rank_max(source)))
+
+
+def _rank_usual(source: Source) -> int:
+    """A share of dim, and no more than makes the files a share of the rows: few rows bear few directions."""
+    by_dim = min(RANK, source.dim // DIM_SHARE)
+    by_disk = int(DISK_SHARE * 2 * source.dim * source.row_count / (2 * source.dim + source.row_count))
+    return max(min(by_dim, by_disk), 2 * RANK_MIN)
 
 
 def _rank_max(source: Source) -> int:

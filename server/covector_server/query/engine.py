@@ -20,6 +20,7 @@ from covector_server.query.omission import Omissions, rows_with_keys
 from covector_server.query.planner import Plan, plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
 from covector_server.query.scan import Mask, Scan, blocks_by_arrival, blocks_by_row_id
+from covector_server.query.stored_queries import plan_self_scan, self_scores
 from covector_server.query.topk import Selection
 from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.view import CollectionView
@@ -41,11 +42,13 @@ def top_k(
     question: Question,
     k: int,
     *,
+    offset: int = 0,
     limits: Limits | None = None,
     cancelled: Cancelled = never,
     indexes: IndexCache | None = None,
 ) -> TopKAnswer:
-    """Both ends, k rows each, of every result; exact, or by an index where ``indexes`` are given and one costs less.
+    """Both ends, k rows each behind the best ``offset``, of every result; exact, or by an index where ``indexes`` are
+    given and one costs less.
 
     The stages count rows over all results: a row that is re-scored for two of them counts twice. Raises as
     ``plan_question`` and ``find_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
@@ -54,6 +57,7 @@ def top_k(
     limits = limits or Limits()
     if k < 1:
         raise InvalidInput(f"k must be at least 1, not {k}", field="k")
+    k += offset  # ranks are known from the first on
     limits.check("hits", k, "too many hits are asked for")
     plan = plan_question(view, question, limits)
     limits.check("result_hits", 2 * k * plan.result_count, "hits of all results together")
@@ -62,7 +66,8 @@ def top_k(
     asked = _Asked(view, question, plan, k, mask, filter_stage, cancelled)
     answer, reason = _by_index(asked, indexes) if indexes is not None else (None, "")
     if answer is not None:
-        return answer if omissions is None else replace(answer, damages=omissions.take())
+        damages = () if omissions is None else omissions.take()
+        return replace(answer, results=tuple(ends.behind(offset) for ends in answer.results), damages=damages)
     while True:
         left_out = _omissions(question, limits)
         scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(left_out))
@@ -71,6 +76,7 @@ def top_k(
             break
         mask = rows_with_keys(view, mask, omissions, cancelled)  # some of the best cannot be named: once more
     damages = () if omissions is None or left_out is None else (*omissions.take(), *left_out.take())
+    results = tuple(ends.behind(offset) for ends in results)
     return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages, reason=reason)
 
 
@@ -154,6 +160,18 @@ def scores(
         ScoreBlock(block.row_ids, to_float32(plan.reduced(block.approximate))) for block in blocks_by_row_id(scan)
     )
     return ScoreStream(plan.result_count, question.scorer, blocks, omissions)
+
+
+def self_influence(
+    view: CollectionView, question: Question, *, limits: Limits | None = None, cancelled: Cancelled = never
+) -> ScoreStream:
+    """What each row scores as its own query; the question's vectors, groups and kind are not looked at. Raises as
+    ``scores`` does."""
+    limits = limits or Limits()
+    omissions = _omissions(question, limits)
+    mask, _ = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
+    scan = plan_self_scan(view, question, mask, cancelled, _sink(omissions))
+    return ScoreStream(1, question.scorer, self_scores(scan), omissions)
 
 
 def count_rows(
