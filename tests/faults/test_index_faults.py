@@ -10,6 +10,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +187,35 @@ def test_what_a_process_left_is_swept_but_not_what_is_being_made(rig: IndexRig, 
     disk.at_step = lambda name: None
     assert rig.directories() == [rig.records()[0].directory]
     assert recall(rig, QUERIES) >= 0.9
+
+
+OFFLINE = """
+import pathlib, sys
+from covector_server.index.contract import Spec
+from covector_server.jobs.index_offline import OfflineStore
+from covector_server.limits import Limits
+from covector_server.testing.killable import KillableDisk
+store = OfflineStore(pathlib.Path(sys.argv[1]), KillableDisk(sys.argv[2]), Limits())
+store.build("c", "one", Spec(kind="subspace"), lambda done, total: None)
+"""
+
+
+@pytest.mark.parametrize("step", BUILD_STEPS)
+def test_a_process_killed_while_it_builds_beside_an_open_store(rig: IndexRig, step: str) -> None:
+    """In the middle of its transaction too, with LMDB's lock held: the store goes on to commit."""
+    rig.build()
+    (old,) = rig.records()
+    done = subprocess.run([sys.executable, "-c", OFFLINE, str(rig.data), step], check=False)
+    assert done.returncode == -signal.SIGKILL
+    rig.add(2_000, ROWS[2_000:])
+    (record,) = rig.records()
+    assert (record.id == old.id) == (step != "index.listed")
+    assert rig.ask(QUERIES).index == record.id
+    assert recall(rig, QUERIES) >= 0.9
+    rig.indexer._sweep_at_s = 0.0
+    rig.indexer.step()
+    assert rig.directories() == [record.directory]
+    assert rig.build().state == SUCCEEDED
 
 
 # Damage

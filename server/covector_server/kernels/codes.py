@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from covector_server.kernels.library import LIBRARY
 
-FEW = 8  # vectors, up to which a pass for each takes less time than widening the codes in memory
+FEW = 4  # vectors, up to which a pass for each takes less time than widening the codes in memory
 
 Codes = npt.NDArray[np.int8]
 Float32 = npt.NDArray[np.float32]
