@@ -117,7 +117,8 @@ def measure(store: Store, queries: np.ndarray, kind: str, scorer: str, given: ar
 
         place = Place(collection.directory, view.space.dim, store.disk)
         began_cpu_s, began_s = time.process_time(), time.perf_counter()
-        record = build_index(place, checkpoint, spec, lambda done, total: None, list_it)
+        memory = Memory()
+        record = build_index(place, checkpoint, spec, memory.report, list_it)
         build_cpu_s, build_s = time.process_time() - began_cpu_s, time.perf_counter() - began_s
         row_bytes = 2 * view.space.dim * checkpoint.row_count
         cache = IndexCache(1 << 40)
@@ -140,6 +141,7 @@ def measure(store: Store, queries: np.ndarray, kind: str, scorer: str, given: ar
             "disk / rows": record.size_bytes / row_bytes,
             "MB of fp16 / CPU-second": row_bytes / build_cpu_s / 1e6,
             "build_s": build_s,
+            "anonymous memory of the build, MB": memory.peak_bytes / 1e6,
         }
         read_s = row_bytes / (read_rate() * 1e9)
         exact_s = timed(lambda: ask(queries[:1], 10, True))
@@ -149,6 +151,23 @@ def measure(store: Store, queries: np.ndarray, kind: str, scorer: str, given: ar
             figures[f"time, k = {k}, / exact scan"] = index_s / exact_s
             figures[f"ms, k = {k}"] = 1e3 * index_s
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
+
+
+class Memory:
+    """The most anonymous memory that was seen, above what there was in the beginning."""
+
+    def __init__(self) -> None:
+        self._began_bytes = anonymous_bytes()
+        self.peak_bytes = 0
+
+    def report(self, done: int, total: int) -> None:
+        """Looks."""
+        self.peak_bytes = max(self.peak_bytes, anonymous_bytes() - self._began_bytes)
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
 def recall(ask: Callable[[np.ndarray, int, bool], TopKAnswer], queries: np.ndarray, k: int, end: str) -> float:

@@ -29,7 +29,7 @@ def sample_of(source: Source, seed: int) -> npt.NDArray[np.int64]:
     """Sorted positions to learn from. A fixed share of the projection's work, within bounds."""
     by_moments = source.dim <= MOMENTS_DIM_MAX
     if by_moments:
-        wanted = min(max(SAMPLE_ROWS_MIN, source.row_count // 16), SAMPLE_ROWS_MAX)
+        wanted = min(max(SAMPLE_ROWS_MIN, source.row_count // 32), SAMPLE_ROWS_MAX)
     else:
         wanted = min(max(1024, int(np.sqrt(400 * source.row_count))), PAIRS_ROWS_MAX)
     live = source.live

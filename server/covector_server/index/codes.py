@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from covector_server.index.contract import Candidates, Float32, Search
 from covector_server.index.extremes import Extremes
-from covector_server.kernels.codes import code_products
+from covector_server.kernels.codes import FEW, code_products
 
 Codes = npt.NDArray[np.int8]
 CODE_MAX = 127
-SCAN_BYTES = 4 << 20  # of codes widened at once
+STEP_ROWS = 1 << 14
+WIDE_BYTES = 4 << 20  # of codes widened at once, where there are many queries
 SCORE_BYTES = 16 << 20  # of scores at once
 
 
@@ -33,7 +34,7 @@ def encode(products: Float32, deviations: Float32) -> tuple[Codes, Float32]:
 def scan(codes: Codes, factors: Float32, queries: Float32, search: Search) -> Candidates:
     """The candidates of queries float32[m, rank], weighted, among rows with these codes."""
     row_count, rank = codes.shape
-    step = max(256, min(SCAN_BYTES // (4 * max(rank, 1)), SCORE_BYTES // (4 * max(len(queries), 1))))
+    step = _step_rows(rank, len(queries))
     extremes = Extremes(len(queries), search.count)
     seen_count = 0
     for start in range(0, row_count, step):
@@ -49,3 +50,10 @@ def scan(codes: Codes, factors: Float32, queries: Float32, search: Search) -> Ca
         seen_count += stop - start if chosen is None else int(np.count_nonzero(chosen))
         extremes.offer(start, scores)
     return Candidates(extremes.top(), extremes.bottom(), seen_count)
+
+
+def _step_rows(rank: int, query_count: int) -> int:
+    """Rows to look at between two questions whether to go on."""
+    if query_count <= FEW:
+        return STEP_ROWS
+    return max(256, min(STEP_ROWS, WIDE_BYTES // (4 * rank), SCORE_BYTES // (4 * query_count)))

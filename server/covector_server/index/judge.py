@@ -17,7 +17,7 @@ from covector_server.index.directions import Directions, Float16
 from covector_server.index.extremes import Extremes
 from covector_server.storage.view import Positions
 
-QUERIES_MAX, QUERIES_MIN = 96, 8
+QUERIES_MAX, QUERIES_MIN = 64, 8
 QUERY_BYTES = 32 << 20
 DEPTH = 100  # of the exact answers
 OVERSAMPLINGS = (10, 20, 40)
