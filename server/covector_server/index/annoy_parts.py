@@ -25,7 +25,6 @@ from covector_server.index.contract import Float32, MissingLibrary
 from covector_server.index.parts import PartFiles, Proposal, stacked
 
 KIND = "annoy"
-METRIC = "euclidean"
 WIDTH = 64  # a leaf holds about as many rows as there are coordinates, and a row is kept as float32
 PART_ROWS_MAX = 1 << 18
 NODES = 16.0  # float16 numbers that a row costs which is read alone, from anywhere, over those of its vector
@@ -96,7 +95,7 @@ class AnnoyLibrary:
         built.set_seed(SEED)
         built.on_disk_build(str(target / "trees"))
         row = np.empty(shape[1] + 1, dtype=np.float32)
-        buffer = memoryview(row)  # Annoy takes numbers one by one; of a buffer they come without an array's detours
+        buffer = row.data  # Annoy takes numbers one by one; of a buffer they come without an array's detours
         for number, (vector, square) in enumerate(zip(vectors, squares, strict=True)):
             row[:-1] = vector / np.float32(reach)
             row[-1] = np.sqrt(max(0.0, 1.0 - square / reach**2))
@@ -120,4 +119,4 @@ class AnnoyLibrary:
 def _index(width: int) -> Any:
     from annoy import AnnoyIndex
 
-    return AnnoyIndex(width + 1, METRIC)
+    return AnnoyIndex(width + 1, "euclidean")

@@ -86,8 +86,8 @@ def opened(maps: dict[str, memoryview], parameters: dict[str, Any], size_bytes: 
     try:
         rank, dim, row_count = parameters["rank"], parameters["dim"], parameters["row_count"]
         deviations, factors = np.frombuffer(maps["deviations"], "<f4"), np.frombuffer(maps["factors"], "<f4")
-        if len(deviations) != rank or len(factors) != row_count:
-            raise ValueError(f"{len(deviations)} deviations and {len(factors)} factors")
+        if (len(maps["basis"]), len(deviations), len(factors)) != (2 * rank * dim, rank, row_count):
+            raise ValueError(f"rank {rank}, {row_count} rows and their files' sizes")
         codes = np.frombuffer(maps["codes"], np.int8).reshape(row_count, rank)
         directions = Directions.mapped(maps["basis"], rank, dim)
     except (KeyError, ValueError, TypeError) as error:
@@ -132,7 +132,9 @@ def _largest_weight(source: Source) -> float:
     return largest or 1.0
 
 
-def rewrite(maps: dict[str, memoryview], parameters: dict[str, Any], changes: Changes, draft: Draft, check: Check) -> None:
+def rewrite(
+    maps: dict[str, memoryview], parameters: dict[str, Any], changes: Changes, draft: Draft, check: Check
+) -> None:
     """Writes the files after some changes."""
     old = opened(maps, parameters, 0)
     for name in ("basis", "deviations"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class PartWriter:
         """All parts, of about the same size, at most ``rows_max`` rows each."""
         row_count = self.coded.row_count
         edges = np.linspace(0, row_count, -(-row_count // rows_max) + 1).astype(int).tolist()
-        entries = [self.write(number, *span) for number, span in enumerate(zip(edges, edges[1:], strict=False))]
+        entries = [self.write(number, *span) for number, span in enumerate(pairwise(edges))]
         self.write_list(entries)
         return entries
 
@@ -147,7 +148,9 @@ def _opened(library: Library, files: PartFiles, shape: tuple[int, int]) -> Any:
     except (Corrupt, MissingLibrary):
         raise
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise Corrupt(f"{library.kind} cannot open {files.directory / files.prefix}*: {error}; build it again") from error
+        raise Corrupt(
+            f"{library.kind} cannot open {files.directory / files.prefix}*: {error}; build it again"
+        ) from error
 
 
 def changed_parts(writer: PartWriter, files: IndexFiles, changes: Changes) -> list[PartEntry]:

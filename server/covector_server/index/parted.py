@@ -21,7 +21,15 @@ from covector_server.index.basis import sample_of
 from covector_server.index.coded import Coded
 from covector_server.index.contract import Built, Changes, Check, MissingLibrary, Source, Spec
 from covector_server.index.judge import OVERSAMPLINGS, Judge, Recall, held_out
-from covector_server.index.part_files import LIST, PartEntry, PartWriter, changed_parts, draft_files, open_parts, part_file
+from covector_server.index.part_files import (
+    LIST,
+    PartEntry,
+    PartWriter,
+    changed_parts,
+    draft_files,
+    open_parts,
+    part_file,
+)
 from covector_server.index.parts import Library, PartedIndex
 from covector_server.index.source import memory_bytes
 from covector_server.index.subspace import wanted_of
@@ -139,7 +147,9 @@ class Parted:
     def _built(self, trial: _Trial, coded: Coded, spec: Spec, source: Source) -> Built:
         recall, rank, warning = trial.recall, coded.rank, ""
         if spec.recall is not None and recall.least < spec.recall:
-            warning = f"recall {spec.recall:g} was asked for, {recall.least:.3f} is what {self.kind} reaches at rank {rank}"
+            warning = (
+                f"recall {spec.recall:g} was asked for, {recall.least:.3f} is what {self.kind} reaches at rank {rank}"
+            )
         proposed_elements = 2 * self._library.spread * trial.oversampling * HITS * rank  # of codes, each read alone
         return Built(
             parameters={

@@ -152,29 +152,26 @@ class PartedIndex:
     def candidates(self, search: Search) -> Candidates:
         """See ``contract.Index``."""
         coordinates = self.coded.coordinates(search.vectors)
-        masks, chosen_count = self._masks(search)
+        mask, chosen_count = self._mask(search)
         row_count = max(self.coded.row_count, 1)
         share = chosen_count / row_count
         if share < SHARE_MIN or SPARE * search.count / share > PROPOSED_SHARE_MAX * row_count:
             return self.coded.scanned(coordinates, search)
-        drawing = _Drawing(self, masks, search, share)
-        tops, bottoms, seen_count = [], [], 0
+        drawing = _Drawing(self, mask, search, share)
+        ends: list[_Ends | None] = []
         for start in range(0, len(coordinates), VECTORS):
-            block = coordinates[start : start + VECTORS]
-            found, looked_at = drawing.draw(np.concatenate([block, -block]))
-            tops += found[: len(block)]
-            bottoms += found[len(block) :]
-            seen_count += looked_at
-        lacking = [place for place, ends in enumerate(zip(tops, bottoms, strict=True)) if None in ends]
+            ends += drawing.draw(coordinates[start : start + VECTORS])
+        lacking = [place for place, both in enumerate(ends) if both is None]
         if lacking:
             again = Search(search.vectors[lacking], search.count, search.rows, search.check)
             scanned = self.coded.scanned(coordinates[lacking], again)
-            seen_count += scanned.seen_count
             for place, top, bottom in zip(lacking, scanned.top, scanned.bottom, strict=True):
-                tops[place], bottoms[place] = top, bottom
-        return Candidates([end for end in tops if end is not None], [end for end in bottoms if end is not None], seen_count)
+                ends[place] = _Ends(top, bottom, scanned.seen_count)
+        found = [both for both in ends if both is not None]
+        seen_count = max((both.seen_count for both in found), default=0)
+        return Candidates([both.top for both in found], [both.bottom for both in found], seen_count)
 
-    def _masks(self, search: Search) -> tuple[Mask | None, int]:
+    def _mask(self, search: Search) -> tuple[Mask | None, int]:
         """Which positions may come, None for all, and how many."""
         row_count = self.coded.row_count
         masks: list[Mask | None] = []
@@ -183,10 +180,20 @@ class PartedIndex:
             masks.append(search.rows.chosen(start, min(start + MASK_ROWS, row_count)))
         if all(mask is None for mask in masks):
             return None, row_count
-        whole = [np.ones(min(MASK_ROWS, row_count - number * MASK_ROWS), dtype=bool) if mask is None else mask
-                 for number, mask in enumerate(masks)]
-        mask = np.concatenate(whole)
-        return mask, int(np.count_nonzero(mask))
+        whole = np.ones(row_count, dtype=bool)
+        for number, mask in enumerate(masks):
+            if mask is not None:
+                whole[number * MASK_ROWS :][: len(mask)] = mask
+        return whole, int(np.count_nonzero(whole))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """Candidates of one vector, and how many rows' codes were looked at."""
+
+    top: Positions
+    bottom: Positions
+    seen_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +205,22 @@ class _Drawing:
     search: Search
     share: float
 
-    def draw(self, coordinates: Float32) -> tuple[list[Positions | None], int]:
-        """For float32[m, rank] the best by their codes; None where too few were proposed, or where it cannot be told
-        whether rows without a code would come before them. How many rows' codes were looked at."""
-        proposals = self._proposals(coordinates)
-        found: list[Positions | None] = []
-        looked_at = 0
-        for vector, proposed in zip(coordinates, proposals, strict=True):
-            positions = self._kept(proposed)
-            looked_at += len(positions)
-            found.append(self._best(vector, positions))
-        return found, looked_at
+    def draw(self, coordinates: Float32) -> list[_Ends | None]:
+        """For each of float32[m, rank]; None where too few were proposed, or where it cannot be told whether rows
+        without a code would come before them."""
+        count = len(coordinates)
+        proposals = self._proposals(np.concatenate([coordinates, -coordinates]))
+        return [
+            self._ends(vector, top, bottom)
+            for vector, top, bottom in zip(coordinates, proposals[:count], proposals[count:], strict=True)
+        ]
+
+    def _ends(self, vector: Float32, top: list[Proposal], bottom: list[Proposal]) -> _Ends | None:
+        drawn_top, drawn_bottom = self._kept(top), self._kept(bottom)
+        largest, smallest = self._best(vector, drawn_top), self._best(-vector, drawn_bottom)
+        if largest is None or smallest is None:
+            return None
+        return _Ends(largest, smallest, len(drawn_top) + len(drawn_bottom))
 
     def _proposals(self, coordinates: Float32) -> list[list[Proposal]]:
         index, count = self.index, self.search.count

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from covector.errors import Corrupt, InvalidInput
 from covector_server.index.basis import sample_of, write_basis
-from covector_server.index.changing import changed
+from covector_server.index.changing import COPY_ROWS, changed
 from covector_server.index.codes import Codes, encode, scan
 from covector_server.index.contract import Built, Candidates, Changes, Check, Float32, Search, Source, Spec
 from covector_server.index.directions import Directions, batch_rows, project, spans
