@@ -22,10 +22,9 @@ import numpy as np
 
 from covector.errors import Corrupt
 from covector_server.index.contract import Float32, MissingLibrary
-from covector_server.index.parts import PartFiles, Proposal, stacked
+from covector_server.index.parts import PartFiles, Proposal, Setting, stacked
 
 KIND = "annoy"
-WIDTH = 64  # a leaf holds about as many rows as there are coordinates, and a row is kept as float32
 PART_ROWS_MAX = 1 << 18
 NODES = 16.0  # float16 numbers that a row costs which is read alone, from anywhere, over those of its vector
 SEED = 7
@@ -59,12 +58,12 @@ class AnnoyStructure:
 
 
 class AnnoyLibrary:
-    """``parts.Library``."""
+    """``parts.Library``. Few coordinates first: a row is kept as float32, and a leaf holds about as many rows as there
+    are coordinates."""
 
     kind = KIND
-    width = WIDTH
     spread = 4
-    tree_counts = (10, 20, 40)
+    settings = (Setting(64, 10), Setting(64, 20), Setting(256, 20), Setting(256, 40))
     efforts = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
     has_trees = True
 

@@ -46,8 +46,8 @@ class IndexCache:
         return self._unusable.get(_key(listed), "")
 
     def open(self, listed: ListedIndex, check: Check) -> Index | None:
-        """The index; None if its files are damaged, which is reported, or its library is missing. Raises Unavailable for want of memory or
-        descriptors, and what ``check`` raises."""
+        """The index; None if its files are damaged, which is reported, or its library is missing. Raises Unavailable
+        for want of memory or descriptors, and what ``check`` raises."""
         key = _key(listed)
         found = self._known(key)
         if found is not None or key in self._unusable:

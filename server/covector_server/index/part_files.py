@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from covector_server.index.changing import inside
 from covector_server.index.coded import Coded, members
 from covector_server.index.contract import Changes, Check, MissingLibrary
 from covector_server.index.part_job import PartJob, built
-from covector_server.index.parts import Library, Part, PartFiles
+from covector_server.index.parts import Library, Part, PartFiles, Setting
 from covector_server.storage.index_files import Draft, IndexFiles
 from covector_server.storage.mapping import map_file
 
@@ -42,13 +41,13 @@ class PartEntry:
 
 @dataclass(frozen=True, slots=True)
 class PartWriter:
-    """Writes the parts of what is coded in a draft. ``trees``: see ``Library``. ``advance`` hears of rows that are
+    """Writes the parts of what is coded in a draft. ``advance`` hears of rows that are
     done; both callables may raise to stop."""
 
     library: Library
     draft: Draft
     coded: Coded
-    trees: int
+    setting: Setting
     advance: Callable[[int], None]
     check: Check
 
@@ -71,10 +70,10 @@ class PartWriter:
                 kind=self.library.kind,
                 directory=str(self.draft.directory),
                 rank=rank,
-                width=min(rank, self.library.width),
+                width=min(rank, self.setting.width),
                 start=start,
                 stop=stop,
-                trees=self.trees,
+                trees=self.setting.trees,
             )
             with built(job, self.check) as (files, facts):
                 for name, path in files.items():
@@ -121,9 +120,9 @@ def read_list(maps: dict[str, memoryview]) -> list[PartEntry]:
         raise Corrupt(f"the list of an index's parts cannot be read: {error}; build it again") from error
 
 
-def open_parts(library: Library, coded: Coded, files: IndexFiles, check: Check) -> Iterator[Part]:
+def open_parts(library: Library, coded: Coded, width: int, files: IndexFiles, check: Check) -> Iterator[Part]:
     """The parts in some files, of what is coded there. Raises Corrupt if they do not fit."""
-    width, expected_start = min(coded.rank, library.width), 0
+    expected_start = 0
     for number, entry in enumerate(read_list(files.maps)):
         check()
         placed = members(coded.factors[entry.start : entry.stop])
@@ -172,8 +171,3 @@ def changed_parts(writer: PartWriter, files: IndexFiles, changes: Changes) -> li
             entries.append(writer.write(number, start, stop))
     writer.write_list(entries)
     return entries
-
-
-def draft_files(draft: Draft, maps: dict[str, memoryview]) -> IndexFiles:
-    """Files of a draft as if they were opened."""
-    return IndexFiles(Path(draft.directory), {}, maps)

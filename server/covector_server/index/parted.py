@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from covector.attribution.scoring import scorer_named, scorer_names
-from covector.errors import InvalidInput, near_matches
+from covector.errors import Corrupt, InvalidInput, near_matches
 from covector_server.index import coded as codes
 from covector_server.index.basis import sample_of
 from covector_server.index.coded import Coded
@@ -26,11 +26,10 @@ from covector_server.index.part_files import (
     PartEntry,
     PartWriter,
     changed_parts,
-    draft_files,
     open_parts,
     part_file,
 )
-from covector_server.index.parts import Library, PartedIndex
+from covector_server.index.parts import Library, PartedIndex, Setting
 from covector_server.index.source import memory_bytes
 from covector_server.index.subspace import wanted_of
 from covector_server.storage.index_files import Draft, IndexFiles, map_draft
@@ -48,7 +47,7 @@ SEED = 0
 class _Trial:
     """Settings that were tried, with what they recall."""
 
-    trees: int
+    setting: Setting
     effort: float
     oversampling: int
     recall: Recall
@@ -83,14 +82,13 @@ class Parted:
         judge = Judge(source, held_out(source, sample, SEED + 1))
         coded = _Coding(source, spec, draft, judge, wanted).run()
         budget = memory_bytes(source.row_count, source.dim) // 2 - CHILD_BYTES
-        rows_max = self._library.part_rows(self._width(coded), budget)
-        tree_counts = [spec.parameters["trees"]] if "trees" in spec.parameters else list(self._library.tree_counts)
-        for trees in tree_counts:
+        settings = self._settings(spec, coded.rank)
+        for setting in settings:
             source.expect(source.row_count)
-            writer = PartWriter(self._library, draft, coded, trees, source.advance, source.check)
-            entries = writer.write_all(rows_max)
-            trial = self._tried(self._draft_index(draft, coded, entries, source.check), trees, judge, wanted)
-            if trial.recall.least >= wanted or trees == tree_counts[-1]:
+            writer = PartWriter(self._library, draft, coded, setting, source.advance, source.check)
+            entries = writer.write_all(self._library.part_rows(setting.width, budget))
+            trial = self._tried(self._draft_index(writer, entries), setting, judge, wanted)
+            if trial.recall.least >= wanted or setting == settings[-1]:
                 break
             writer.discard(entries)
         draft.step("index.parts")
@@ -99,7 +97,11 @@ class Parted:
     def open(self, files: IndexFiles, check: Check) -> PartedIndex:
         """See ``contract.Backend``."""
         coded = codes.opened(files.maps, files.parameters, files.size_bytes)
-        return self._index(coded, files, float(files.parameters["effort"]), check)
+        try:
+            width, effort = int(files.parameters["width"]), float(files.parameters["effort"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise Corrupt(f"an index without its settings: {error}; build it again") from error
+        return self._index(coded, width, files, effort, check)
 
     def rewrite(self, files: IndexFiles, changes: Changes, draft: Draft, check: Check) -> dict[str, Any] | None:
         """Codes of rows that are dropped are left out, those that are to be blank become zero, and every part that has
@@ -111,23 +113,29 @@ class Parted:
         codes.rewrite(files.maps, files.parameters, changes, draft, check)
         parameters = {**files.parameters, "row_count": changes.row_count}
         coded = codes.opened({name: map_draft(draft, name) for name in codes.FILES}, parameters, 0)
-        writer = PartWriter(self._library, draft, coded, parameters["trees"], lambda row_count: check(), check)
-        entries = changed_parts(writer, files, changes)
-        return {**parameters, "parts": len(entries)}
+        setting = Setting(parameters["width"], parameters["trees"])
+        writer = PartWriter(self._library, draft, coded, setting, lambda row_count: check(), check)
+        changed_parts(writer, files, changes)
+        return parameters
 
-    def _width(self, coded: Coded) -> int:
-        return min(coded.rank, self._library.width)
+    def _settings(self, spec: Spec, rank: int) -> list[Setting]:
+        """Settings of a build that differ where there are so many coordinates, the cheapest first."""
+        settings = [replace(setting, width=min(setting.width, rank)) for setting in self._library.settings]
+        if "trees" in spec.parameters:
+            settings = [replace(setting, trees=spec.parameters["trees"]) for setting in settings]
+        return list(dict.fromkeys(settings))
 
-    def _draft_index(self, draft: Draft, coded: Coded, entries: list[PartEntry], check: Check) -> PartedIndex:
+    def _draft_index(self, writer: PartWriter, entries: list[PartEntry]) -> PartedIndex:
         names = [part_file(number, name) for number, entry in enumerate(entries) for name in entry.files]
-        maps = {name: map_draft(draft, name) for name in [LIST, *names]}
-        return self._index(coded, draft_files(draft, maps), 1.0, check)
+        maps = {name: map_draft(writer.draft, name) for name in [LIST, *names]}
+        files = IndexFiles(writer.draft.directory, {}, maps)
+        return self._index(writer.coded, writer.setting.width, files, 1.0, writer.check)
 
-    def _index(self, coded: Coded, files: IndexFiles, effort: float, check: Check) -> PartedIndex:
-        parts = list(open_parts(self._library, coded, files, check))
-        return PartedIndex(coded, parts, self._width(coded), self._library.spread, effort)
+    def _index(self, coded: Coded, width: int, files: IndexFiles, effort: float, check: Check) -> PartedIndex:
+        parts = list(open_parts(self._library, coded, width, files, check))
+        return PartedIndex(coded, parts, width, self._library.spread, effort)
 
-    def _tried(self, index: PartedIndex, trees: int, judge: Judge, wanted: float) -> _Trial:
+    def _tried(self, index: PartedIndex, setting: Setting, judge: Judge, wanted: float) -> _Trial:
         """The cheapest settings that reach what is wanted, else those that reach most."""
         efforts = self._library.efforts
         best = None
@@ -136,7 +144,7 @@ class Parted:
             *((oversampling, efforts[-1]) for oversampling in OVERSAMPLINGS[1:]),
         ]:
             judge.source.check()
-            trial = _Trial(trees, effort, oversampling, judge.recall(replace(index, effort=effort), oversampling))
+            trial = _Trial(setting, effort, oversampling, judge.recall(replace(index, effort=effort), oversampling))
             if best is None or trial.recall.least > best.recall.least:
                 best = trial
             if trial.recall.least >= wanted:
@@ -157,12 +165,13 @@ class Parted:
                 "dim": source.dim,
                 "row_count": source.row_count,
                 "effort": trial.effort,
-                "trees": trial.trees,
+                "width": trial.setting.width,
+                "trees": trial.setting.trees,
             },
             scorers=alike(spec.scorer),
             oversampling=trial.oversampling,
             query_elements=int(
-                source.row_count * self._library.cost(self._width(coded), trial.effort)
+                source.row_count * self._library.cost(trial.setting.width, trial.effort)
                 + rank * source.dim
                 + proposed_elements
             ),

@@ -55,29 +55,33 @@ class Structure(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Of a build: ``width``: leading coordinates that structures see, at most; ``trees``: how many, 1 where a library
+    knows no more."""
+
+    width: int
+    trees: int = 1
+
+
 class Library(Protocol):
     """What a kind does by itself. ``build`` runs in a process of its own."""
 
     @property
     def kind(self) -> str: ...
     @property
-    def width(self) -> int:
-        """Leading coordinates that a structure sees, at most."""
-        ...
-
-    @property
     def spread(self) -> int:
         """How many candidates to ask a structure for, for one that is wanted by whole codes."""
         ...
 
     @property
-    def tree_counts(self) -> Sequence[int]:
-        """Settings of a build to try, the cheapest first."""
+    def settings(self) -> Sequence[Setting]:
+        """Of a build, to try, the cheapest first."""
         ...
 
     @property
     def efforts(self) -> Sequence[float]:
-        """Settings of a search to try, the cheapest first."""
+        """Of a search, to try, the cheapest first."""
         ...
 
     @property

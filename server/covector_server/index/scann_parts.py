@@ -28,10 +28,9 @@ import numpy as np
 
 from covector.errors import Corrupt
 from covector_server.index.contract import Float32, MissingLibrary
-from covector_server.index.parts import PartFiles, Proposal, stacked
+from covector_server.index.parts import PartFiles, Proposal, Setting, stacked
 
 KIND = "scann"
-WIDTH = 128
 ASSETS = "scann_assets.pbtxt"
 GROWTH = 6  # peak of a build in float32 copies of the rows; 5.2 were measured
 PART_ROWS_MAX = 1 << 17
@@ -67,9 +66,8 @@ class ScannLibrary:
     """``parts.Library``."""
 
     kind = KIND
-    width = WIDTH
     spread = 4
-    tree_counts = (1,)
+    settings = (Setting(128), Setting(256))
     efforts = (0.05, 0.1, 0.2, 0.4, 1.0)
     has_trees = False
 
