@@ -63,8 +63,8 @@ class AnnoyLibrary:
 
     kind = KIND
     spread = 4
-    settings = (Setting(64, 10), Setting(64, 20), Setting(256, 20), Setting(256, 40))
-    efforts = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+    settings = (Setting(64, 10), Setting(256, 10), Setting(256, 20))
+    efforts = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # a row that is met in several trees counts as often
     has_trees = True
 
     def part_rows(self, width: int, memory_bytes: int) -> int:

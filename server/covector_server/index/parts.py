@@ -232,7 +232,7 @@ class _Drawing:
         proposals: list[list[Proposal]] = [[] for _ in coordinates]
         for part in index.parts:
             self.search.check()
-            found = part.propose(coordinates, index.width, wanted_count, min(1.0, index.effort / self.share))
+            found = part.propose(coordinates, index.width, wanted_count, index.effort / self.share)
             for mine, proposal in zip(proposals, found, strict=True):
                 mine.append(proposal)
         return proposals
