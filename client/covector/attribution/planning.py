@@ -87,8 +87,9 @@ class FitPlan:
             return working * task + (task + 1) * sum(squared) + 5 * max(squared)
         widths = [self.width(layer) for layer in self.layers]
         tall = sum(side * width for side, width in zip(sides, widths, strict=True))
-        blocks = 8 * max(widths) * (3 * max(TALL_ROWS, 4 * max(widths)) + 3 * batch)
-        triangles = 8 * 4 * max(widths) ** 2 * (2 + max(sides) // TALL_ROWS)
+        step = max(TALL_ROWS, 4 * max(widths))
+        blocks = max(widths) * (3 * 8 * min(step, max(sides)) + 2 * self.element_bytes * batch)
+        triangles = 8 * max(widths) ** 2 * (6 + 4 * (max(sides) // step))
         return working * task + (2 * self.element_bytes + 8 * task) * tall + blocks + triangles
 
 
