@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", action="append", metavar="NAME", help="may be repeated; needed if there are several"
     )
     parser.add_argument("-k", type=int, default=10, metavar="N", help="rows at each end (default 10)")
-    parser.add_argument("--scorer", default="dot", help="dot, cosine, tracin (default dot)")
+    parser.add_argument("--scorer", default="dot", help="dot, cosine, tracin, less (default dot)")
     parser.add_argument("--where", metavar="JSON", help='a filter on metadata, such as \'{"year": {"gte": 2020}}\'')
     parser.add_argument("--exact", action="store_true", help="use no index")
     parser.add_argument(
