@@ -20,7 +20,7 @@ from covector.v1 import query_pb2_grpc, types_pb2
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled
-from covector_server.query.engine import scores, top_k
+from covector_server.query.engine import scores
 from covector_server.query.filter import parse_where
 from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_details, named_scores, told_before
 from covector_server.query.question import (
@@ -34,6 +34,8 @@ from covector_server.query.question import (
     ScoreBlock,
     TopKAnswer,
 )
+from covector_server.query.sharing import SharedScans
+from covector_server.query.workers import Workers
 from covector_server.rpc.admission import QueryAdmission, QueryShare
 from covector_server.rpc.convert import damage_to_message, kind_from_message, space_from_message
 from covector_server.rpc.edge import streaming
@@ -57,10 +59,14 @@ _DAMAGED: tuple[Damaged, ...] = ("fail", "fail", "omit")
 class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     """Translates; the engine answers, in the pool."""
 
-    def __init__(self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits) -> None:
+    def __init__(
+        self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits, workers: Workers | None = None
+    ) -> None:
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
+        self._workers = workers
+        self._shared = SharedScans(open_view, limits, workers)
         self.admission = QueryAdmission(limits)
 
     @streaming
@@ -125,8 +131,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
 
     def _answer(self, spec: pb.TopKSpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
         question = question_of(spec.query, vectors)
-        with self._open_view(spec.query.collection) as view:
-            answer = top_k(view, question, spec.k, limits=self._limits, cancelled=cancelled)
+        with self._shared.top_k(spec.query.collection, question, spec.k, cancelled) as (view, answer):
             damages, on_damage = answer.damages, None
             if question.damaged == "omit" and not spec.keys_only:
                 details = damaged_details(view, answer, self._limits, cancelled)
@@ -139,7 +144,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
         question = question_of(spec, vectors)
         with self._open_view(spec.collection) as view:
-            stream = scores(view, question, limits=self._limits, cancelled=cancelled)
+            stream = scores(view, question, limits=self._limits, cancelled=cancelled, workers=self._workers)
             row_count = 0
             for block in stream.blocks:
                 yield from _score_messages(view, block, stream.omissions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from crc32c import crc32c
 
-from covector_server.storage.contract import ArrayState, Rows
+from covector_server.storage.contract import ArrayState, Places, Rows, Span
 from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.syncs import Syncs
 
@@ -44,6 +44,12 @@ class MemoryArray:
     def read(self, start: int, stop: int, row_count: int) -> Rows:
         assert stop <= max(row_count, len(self._rows))
         return self._rows[start:stop]
+
+    def span(self, start: int, stop: int, row_count: int, wanted: Places | None = None) -> Span:
+        return Span(self.read(start, stop, row_count)[None], 0)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        pass
 
     def checksum_of_tail(self, row_count: int) -> int:
         start = row_count - row_count % self.layout.chunk_rows
