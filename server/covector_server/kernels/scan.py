@@ -5,7 +5,7 @@
 With u = 2^-24, a sum of products in float32 in which each product meets at most h roundings is off by at most
 g = h u / (1 - h u) times the sum of the products' magnitudes (Higham, Accuracy and Stability of Numerical Algorithms,
 2nd ed., sections 3.1 and 4.2), which is at most |v_b| |r_b| in block b; over all blocks Cauchy-Schwarz gives
-g |v| |r|, whatever the number of blocks, since they are added in float64. Compiled, a block runs over lanes: BLOCK_STEPS
+g |v| |r|, whatever the number of blocks, since they are added in float64. Compiled, a block runs over lanes: 128
 additions in each, a multiplication, and a tree over at most 16 lanes, so h <= 128 + 1 + 4. In numpy the order of a sum
 is the library's, and h is the number of its products, BLOCK_DIM.
 
