@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covector_server.kernels import topk
+from covector_server.kernels.library import LIBRARY
 from covector_server.kernels.topk import Pools, Scored, accumulate
 
 
@@ -123,7 +124,7 @@ def test_fewer_rows_than_k_all_stay():
 def test_compiled_and_numpy_find_the_same(values, error, k):
     """With many ties and errors that blur them; both against the sort."""
     scores = np.array([values])
-    for library in (topk.LIBRARY, None):
+    for library in (LIBRARY, None):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(topk, "LIBRARY", library)
             patched.setattr(topk, "SLACK", 8)

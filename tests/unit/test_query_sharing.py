@@ -219,7 +219,7 @@ def test_one_that_is_cancelled_while_it_is_scanned_for(leader_goes: bool, rig: R
         goes.result(WAIT_S)
 
 
-def _line():  # type: ignore[no-untyped-def]
+def _line():
     from covector_server.query.sharing import _Line
 
     return _Line()

@@ -22,7 +22,9 @@ from covector_server.query.workers import Workers
 from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.view import Positions, RowIds, Strip, StripSource
 
-STRIP_BYTES: Final = 32 << 20  # of float16 rows in a strip
+STRIP_BYTES: Final = 16 << 20  # of float16 rows in a strip, at most
+STRIP_BYTES_MIN: Final = 1 << 20
+STRIPS_A_THREAD: Final = 4  # at the least, so that none has much more to do than another
 STRIP_ROWS_BYTES: Final = 64 << 20  # of what is made of rows beside scores, at 64 bytes a row
 SCORE_BYTES: Final = 8 << 20  # of the float64 scores of a strip
 RANGE_BYTES = 64 << 20  # of the float64 scores and errors of a range of row ids
@@ -33,9 +35,11 @@ EXACT_ELEMENTS: Final = 4 << 20  # of float16 rows scored exactly at once
 Mask = npt.NDArray[np.bool_]
 
 
-def strip_row_count(dim: int, group_count: int) -> int:
-    """How many rows to ask for at once."""
-    return max(1, min(STRIP_ROWS_BYTES // 64, STRIP_BYTES // (2 * dim), SCORE_BYTES // (8 * group_count)))
+def strip_row_count(dim: int, group_count: int, row_count: int, thread_count: int) -> int:
+    """How many rows of ``row_count`` to ask for at once."""
+    share_bytes = 2 * dim * row_count // (STRIPS_A_THREAD * thread_count)
+    size_bytes = min(STRIP_BYTES, max(STRIP_BYTES_MIN, share_bytes))
+    return max(1, min(STRIP_ROWS_BYTES // 64, size_bytes // (2 * dim), SCORE_BYTES // (8 * group_count)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +91,27 @@ def exact_scores(scan: Scan, wanted: Sequence[tuple[slice, RowIds]]) -> list[Flo
         piece = union[start : start + step]
         lost = np.zeros(len(piece), dtype=bool)
         for term in scan.plan.terms:
-            strip = _read_rows(scan, term, piece, lost)
-            for (groups, _), row_ids, scores in zip(wanted, sorted_ids, found, strict=True):
-                _add_exact(term, strip, groups, row_ids, scores)
+            for strip in _read_rows(scan, term, piece, lost):
+                for (groups, _), row_ids, scores in zip(wanted, sorted_ids, found, strict=True):
+                    _add_exact(term, strip, groups, row_ids, scores)
         for row_ids, scores in zip(sorted_ids, found, strict=True):
             scores[:, np.isin(row_ids, piece[lost])] = np.nan
     return [scores[:, np.argsort(order)] for scores, order in zip(found, ordered, strict=True)]
 
 
-def _read_rows(scan: Scan, term: Term, row_ids: RowIds, lost: Mask) -> Strip:
-    """The rows that a checkpoint has, ids ascending. Marks those that are damaged as lost."""
-    here = term.view.has(row_ids, scan.on_damage) & ~lost
-    tile = term.view.gather(row_ids[here], scan.on_damage)
-    lost[here] |= ~np.isin(row_ids[here], tile.row_ids)
-    return Strip.of(tile)
+def _read_rows(scan: Scan, term: Term, row_ids: RowIds, lost: Mask) -> list[Strip]:
+    """Those of the rows (ids ascending) that a checkpoint has, where they lie, ids ascending in each strip. Marks those
+    that are damaged as lost."""
+    strips = []
+    missing = ~lost
+    for source in term.view.strips_of(row_ids[missing], len(row_ids), scan.on_damage):
+        strip = source.load(scan.on_damage)
+        strips.append(strip.pick(np.argsort(strip.row_ids)))
+        missing[np.searchsorted(row_ids, strip.row_ids)] = False
+    if missing.any():
+        missing[missing] = term.view.has(row_ids[missing], scan.on_damage)
+        lost |= missing
+    return strips
 
 
 def _add_exact(term: Term, strip: Strip, groups: slice, row_ids: RowIds, scores: Float64) -> None:
@@ -124,7 +135,9 @@ def _few(scan: Scan) -> RowIds | None:
 
 def _scored_strips(scan: Scan, term: Term, within: range | RowIds | None) -> Iterator[Scored]:
     """The scores of a checkpoint's rows; ``within``: a range of row ids, or the only row ids that count."""
-    rows_max = strip_row_count(scan.plan.dim, scan.plan.group_count)
+    thread_count = 1 if scan.workers is None else scan.workers.count
+    row_count = len(within) if isinstance(within, np.ndarray) else term.view.row_count
+    rows_max = strip_row_count(scan.plan.dim, scan.plan.group_count, row_count, thread_count)
     if isinstance(within, np.ndarray):
         sources, mask = term.view.strips_of(within, rows_max, scan.on_damage), None
     else:

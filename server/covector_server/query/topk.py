@@ -75,8 +75,8 @@ class Ranking:
 class Selection:
     """Both ends of every result of a scan's plan, fed block by block.
 
-    ``lost``: ids of rows that were found damaged after they were scanned, by this selection or one before it; the latter
-    are left out. If it has grown, the ends lack rows that gave way to lost ones: scan again.
+    ``lost``: ids of rows that were found damaged after they were scanned, by this selection or one before it; those of
+    the latter are left out. If it has grown, the ends lack rows that gave way to lost ones: scan again.
     """
 
     def __init__(self, scan: Scan, k: int, keys_of: KeysOf, lost: set[int] | None = None) -> None:

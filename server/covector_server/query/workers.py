@@ -25,7 +25,7 @@ class Workers:
     """``count`` scanning threads."""
 
     def __init__(self, count: int) -> None:
-        self._count = count
+        self.count = count
         self._scanning = ThreadPoolExecutor(count, thread_name_prefix="scan")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
 
@@ -35,7 +35,7 @@ class Workers:
         pending: deque[Future[Result]] = deque()
         ahead = self._read_ahead(sources)
         try:
-            for source in islice(ahead, self._count + SPARE):
+            for source in islice(ahead, self.count + SPARE):
                 pending.append(self._scanning.submit(work, source))
             while pending:
                 yield pending.popleft().result()

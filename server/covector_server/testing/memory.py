@@ -30,7 +30,7 @@ REPORTER = DamageReporter("c", Path("/"), DamageLog(1000))
 @dataclass(frozen=True, slots=True)
 class MemoryCheckpoint:
     """``view.CheckpointView`` on one tile. No tile that it gives has more than ``chunk_rows`` rows. ``damaged``: ids of
-    rows that cannot be read; ``late_damaged``: of rows that ``tiles`` can read and ``gather`` cannot."""
+    rows that cannot be read; ``late_damaged``: of rows that only ``tiles`` and ``strips`` can read."""
 
     name: str
     stored: Tile
@@ -68,13 +68,13 @@ class MemoryCheckpoint:
                 row_ids = self.stored.row_ids[places]
                 places = places[(row_ids >= row_id_range[0]) & (row_ids < row_id_range[1])]
             if len(places):
-                yield MemoryStrip(self, places)
+                yield MemoryStrip(self, places, self.damaged)
 
     def strips_of(self, row_ids: RowIds, rows_max: int, on_damage: OnDamage | None = None) -> Iterator[StripSource]:
         """Those of the rows that are here, in order of arrival."""
         places = np.flatnonzero(np.isin(self.stored.row_ids, row_ids))
         for start in range(0, len(places), rows_max):
-            yield MemoryStrip(self, places[start : start + rows_max])
+            yield MemoryStrip(self, places[start : start + rows_max], self.damaged | self.late_damaged)
 
     def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
         """The rows with these ids, in this order."""
@@ -100,6 +100,7 @@ class MemoryStrip:
 
     checkpoint: MemoryCheckpoint
     places: RowIds
+    damaged: frozenset[int] = NO_ROWS
 
     def prefetch(self) -> None:
         """Everything is in memory."""
@@ -107,7 +108,7 @@ class MemoryStrip:
     def load(self, on_damage: OnDamage | None = None) -> Strip:
         """The rows that are not damaged."""
         checkpoint = self.checkpoint
-        return Strip.of(checkpoint.stored).pick(checkpoint.sound(self.places, checkpoint.damaged, on_damage))
+        return Strip.of(checkpoint.stored).pick(checkpoint.sound(self.places, self.damaged, on_damage))
 
 
 @dataclass(frozen=True, slots=True)
