@@ -44,6 +44,7 @@ class Run:
     peer_python: Path
     rounds: int = 7
     queries: int = 9  # whose median is a round's latency
+    peer_queries: int = 3  # of another database, which may take a second for each
     client_queries: int = 6  # of each concurrent client in a round
     clients: int = 16
 
@@ -231,7 +232,7 @@ def _against(run: Run, asking: Local, peer: str) -> tuple[list[float], list[floa
         ours, theirs = [], []
         for _ in range(run.rounds):
             ours.append(asking.p50())
-            print(run.queries, file=process.stdin, flush=True)
+            print(run.peer_queries, file=process.stdin, flush=True)
             theirs.append(statistics.median(json.loads(process.stdout.readline())))
         return ours, theirs
     finally:

@@ -43,6 +43,7 @@ def faiss_search(rows: np.ndarray, _directory: Path) -> Search:
 
 
 def lancedb_search(rows: np.ndarray, directory: Path) -> Search:
+    os.environ["LANCE_LOG"] = "error"  # it would warn of a change to come with each query
     import lancedb
     import pyarrow as pa
 

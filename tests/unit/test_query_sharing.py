@@ -40,8 +40,8 @@ class GatedStrip:
     source: StripSource
     gate: Gate
 
-    def prefetch(self) -> None:
-        self.source.prefetch()
+    def prefetch(self) -> bool:
+        return self.source.prefetch()
 
     def load(self, on_damage: OnDamage | None = None) -> Strip:
         self.gate.reached.set()

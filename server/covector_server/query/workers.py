@@ -17,8 +17,20 @@ from covector_server.storage.view import StripSource
 
 SPARE: Final = 2  # strips under way beside one a thread
 READ_AHEAD: Final = 4  # strips asked for beyond those
+PRESENT_ENOUGH: Final = 4  # strips found in memory, after which only some are looked at
+LOOK_EVERY: Final = 8
 
 Result = TypeVar("Result")
+
+
+class _Presence:
+    """How many strips in a row were found in memory."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def ask(self, source: StripSource) -> None:
+        self.count = 0 if source.prefetch() else self.count + 1
 
 
 class Workers:
@@ -46,10 +58,13 @@ class Workers:
                 future.cancel()
 
     def _read_ahead(self, sources: Iterable[StripSource]) -> Iterator[StripSource]:
-        """The sources, each asked for some places before it comes."""
+        """The sources, each asked for some places before it comes; where the last few were all in memory, only every
+        so many is looked at."""
         asked: deque[StripSource] = deque()
-        for source in sources:
-            self._reading.submit(source.prefetch)
+        present = _Presence()
+        for number, source in enumerate(sources):
+            if present.count < PRESENT_ENOUGH or number % LOOK_EVERY == 0:
+                self._reading.submit(present.ask, source)
             asked.append(source)
             if len(asked) > READ_AHEAD:
                 yield asked.popleft()

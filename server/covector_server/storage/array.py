@@ -145,11 +145,12 @@ class ZarrArray:
             wanted = (wanted - (start - row)) // self.layout.chunk_rows
         return self._map(shard).span(row, row + stop - start, complete_chunks, wanted)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Begins to read rows [start, stop) of one shard, as far as they are not in memory."""
+    def prefetch(self, start: int, stop: int) -> bool:
+        """Begins to read rows [start, stop) of one shard, if some are not in memory; returns whether."""
         shard, row = divmod(start, self.layout.shard_rows)
         with suppress(BadRows, Unavailable):  # who reads the rows will say so
-            self._map(shard).prefetch(row, row + stop - start)
+            return self._map(shard).prefetch(row, row + stop - start)
+        return False
 
     def checksum_of_tail(self, row_count: int) -> int:
         """CRC-32C of the rows of the last, partial chunk as they are on disk now."""

@@ -73,8 +73,9 @@ class RowArray(Protocol):
         some are named. Raises BadRows for a shard that is missing or cut short."""
         ...
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Begins to read rows [start, stop) of one shard into memory, as far as they are not there. Never raises."""
+    def prefetch(self, start: int, stop: int) -> bool:
+        """Begins to read rows [start, stop) of one shard into memory, if some are not there; returns whether. Never
+        raises."""
         ...
 
     def checksum_of_tail(self, row_count: int) -> int: ...

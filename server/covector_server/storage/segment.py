@@ -67,10 +67,12 @@ class MappedShard:
         bad = self._verify(low, min(high, complete_chunks), wanted)
         return Span(chunks, start - low * layout.chunk_rows, bad)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Begins to read rows [start, stop), as far as they are not in memory."""
+    def prefetch(self, start: int, stop: int) -> bool:
+        """Begins to read rows [start, stop), if some are not in memory; returns whether."""
         first_byte = self._layout.row_offset_bytes(start)
-        prefetch_mapped(self._bytes, first_byte, self._layout.row_offset_bytes(stop - 1) + self._row_bytes - first_byte)
+        return prefetch_mapped(
+            self._bytes, first_byte, self._layout.row_offset_bytes(stop - 1) + self._row_bytes - first_byte
+        )
 
     def _verify(self, low: int, high: int, wanted: Places | None = None) -> tuple[BadRows, ...]:
         """Checks those of the chunks [low, high) that were not found good before; two threads may check the same."""

@@ -47,10 +47,11 @@ class StoredStrip:
     row_id_range: tuple[int, int] | None = None
     positions: Positions | None = None
 
-    def prefetch(self) -> None:
+    def prefetch(self) -> bool:
         """Begins to read the gradients, unless they are far between."""
-        if self.positions is None or 2 * len(self.positions) > self.stop - self.start:
-            self.checkpoint.arrays["gradients"].prefetch(self.start, self.stop)
+        if self.positions is not None and 2 * len(self.positions) <= self.stop - self.start:
+            return False
+        return self.checkpoint.arrays["gradients"].prefetch(self.start, self.stop)
 
     def may_have_rows(self) -> bool:
         """Whether ``load`` may find rows, or damage."""

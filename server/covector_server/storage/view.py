@@ -61,8 +61,8 @@ class Strip:
 class StripSource(Protocol):
     """Some rows of a checkpoint, of which nothing was read yet. Any thread may ask."""
 
-    def prefetch(self) -> None:
-        """Begins to read the rows from the disk, as far as they are not in memory. Never raises."""
+    def prefetch(self) -> bool:
+        """Begins to read the rows from the disk, if some are not in memory; returns whether. Never raises."""
         ...
 
     def load(self, on_damage: OnDamage | None = None) -> Strip:

@@ -102,8 +102,9 @@ class MemoryStrip:
     places: RowIds
     damaged: frozenset[int] = NO_ROWS
 
-    def prefetch(self) -> None:
+    def prefetch(self) -> bool:
         """Everything is in memory."""
+        return False
 
     def load(self, on_damage: OnDamage | None = None) -> Strip:
         """The rows that are not damaged."""

@@ -48,8 +48,8 @@ class MemoryArray:
     def span(self, start: int, stop: int, row_count: int, wanted: Places | None = None) -> Span:
         return Span(self.read(start, stop, row_count)[None], 0)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        pass
+    def prefetch(self, start: int, stop: int) -> bool:
+        return False
 
     def checksum_of_tail(self, row_count: int) -> int:
         start = row_count - row_count % self.layout.chunk_rows
