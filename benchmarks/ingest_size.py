@@ -21,6 +21,7 @@ from ingest_processes import (
     malloc,
     other_malloc,
     together,
+    touch_memory,
 )
 from ingest_report import Figure, ratio, spread
 from ingest_speed import DIM, Run, fresh_store, rate
@@ -73,6 +74,7 @@ def _memory(run: Run, setting: str, at_most: float | None = None) -> Figure:
         MemoryWatch(server.pid) as watch,
     ):
         idle_bytes = anonymous_bytes(server.pid)
+        touch_memory(run.memory_mib + 512)
         sent = together(senders, [Task("generate", server.address, plan) for plan in plans])
     suffix = "" if setting == run.malloc else f", malloc {setting}"
     return Figure(

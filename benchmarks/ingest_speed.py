@@ -122,24 +122,24 @@ def _stream_rates(run: Run, client_count: int, rounds: int, setting: str) -> dic
     with malloc(setting), clients(plans) as senders:
         for _ in range(rounds):
             with fresh_store(run) as server:
-                touch_memory(_touched_mib(run))
+                touch_memory(_touched_mib(run.stream_mib))
                 rates["durable"].append(_replay(senders, server.address))
-            touch_memory(_touched_mib(run))
+            touch_memory(_touched_mib(run.stream_mib))
             rates["disk"].append(write_rate(run.directory, run.stream_mib))
             with acknowledging_server(run.acknowledging_style) as server:
-                touch_memory(_touched_mib(run))
+                touch_memory(_touched_mib(run.stream_mib))
                 rates["acknowledging"].append(_replay(senders, server.address))
             for style in bare:
                 with bare_server(style) as server:
-                    touch_memory(_touched_mib(run))
+                    touch_memory(_touched_mib(run.stream_mib))
                     kind = "tcp" if style == "tcp" else "bare"
                     rates[style].append(rate(together(senders, [Task(kind, server.address, style=style)])))
     return rates
 
 
-def _touched_mib(run: Run) -> int:
-    """What a round needs: the rows in the page cache, and in flight."""
-    return 2 * run.stream_mib + 512
+def _touched_mib(size_mib: int) -> int:
+    """What a round of so many rows needs: the rows in the page cache, and in flight."""
+    return 2 * size_mib + 512
 
 
 def _replay(senders: list[Client], address: str) -> float:
@@ -157,6 +157,7 @@ def peer_figures(run: Run) -> Iterator[Figure]:
     with malloc(run.malloc), clients([plan]) as senders:
         for _ in range(run.rounds):
             with fresh_store(run) as server:
+                touch_memory(_touched_mib(run.peer_mib))
                 ours.append(_replay(senders, server.address))
             theirs.append(_lancedb_rate(run, batch_mib=1))
             if not run.quick:
@@ -170,6 +171,7 @@ def peer_figures(run: Run) -> Iterator[Figure]:
 def _lancedb_rate(run: Run, *, batch_mib: int) -> float:
     command = [str(run.peer_python), str(HERE / "lancedb_ingest.py"), "--dir", str(run.directory)]
     command += ["--mib", str(run.peer_mib), "--dim", str(DIM), "--batch-mib", str(batch_mib)]
+    touch_memory(_touched_mib(run.peer_mib))
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return float(json.loads(done.stdout.splitlines()[-1])["mb_s"])
 
@@ -219,7 +221,9 @@ def acknowledgement_figures(run: Run) -> Iterator[Figure]:
     with malloc(run.malloc), clients([plan]) as senders:
         for _ in range(run.rounds):
             with fresh_store(run) as server:
+                touch_memory(_touched_mib(run.latency_batches))
                 latencies = together(senders, [Task("replay", server.address, window=2)]).latencies_s
+            touch_memory(_touched_mib(run.latency_batches))
             with fresh_directory(run.directory) as directory:
                 floors.append(statistics.median(group_times_s(directory / "floor", run.latency_batches)))
             p99s.append(float(np.percentile(latencies, 99)))

@@ -11,7 +11,7 @@
 #endif
 
 #define COVECTOR_API __attribute__((visibility("default")))
-#define COVECTOR_VERSION 2
+#define COVECTOR_VERSION 3
 
 COVECTOR_API int32_t covector_version(void);
 
@@ -81,5 +81,31 @@ COVECTOR_API void covector_accumulate(const struct covector_scores *scores, cons
 
 /* chunks.c. Whether the pages of [at, at + size_bytes) are in memory, as far as a page in each step_bytes tells. */
 COVECTOR_API int32_t covector_resident(const uint8_t *at, size_t size_bytes, size_t step_bytes);
+
+/* keys.c. A column is data and ends, checked to grow up to the data's length. */
+COVECTOR_API void covector_hash_keys(const uint8_t *data, const uint32_t *ends, size_t count, uint64_t *hashes);
+
+/* Whether all values are encoded keys, none longer than its tag and key_bytes_max. */
+COVECTOR_API int32_t covector_are_keys(const uint8_t *data, const uint32_t *ends, size_t count, size_t key_bytes_max);
+
+/* Whether all values are UTF-8, none longer than text_bytes_max. */
+COVECTOR_API int32_t covector_are_texts(const uint8_t *data, const uint32_t *ends, size_t count,
+                                        size_t text_bytes_max);
+
+/* Whether no two hashes are equal; also 0 where memory is short. */
+COVECTOR_API int32_t covector_are_distinct(const uint64_t *hashes, size_t count);
+
+/* The places of the hashes that a filter lets pass, ascending; returns how many. */
+COVECTOR_API size_t covector_filter_passed(const uint64_t *filter, size_t word_count, const uint64_t *hashes,
+                                           size_t count, int64_t *places);
+
+/* Adds rows to a table, which has room, and to its filter. Others may look up meanwhile. */
+COVECTOR_API void covector_slots_put(uint64_t *slot_hashes, int64_t *slot_rows, size_t slot_count, uint64_t *filter,
+                                     size_t word_count, const uint64_t *hashes, const int64_t *row_ids, size_t count);
+
+/* Rows with these hashes: (place of the hash, row id), at most found_max of them; returns how many there are. */
+COVECTOR_API size_t covector_slots_find(const uint64_t *slot_hashes, const int64_t *slot_rows, size_t slot_count,
+                                        const uint64_t *hashes, size_t count, int64_t *places, int64_t *row_ids,
+                                        size_t found_max);
 
 #endif

@@ -11,7 +11,7 @@ import zarr
 
 from covector.errors import Corrupt
 from covector_server.storage.array import ZarrArray
-from covector_server.storage.contract import ArrayState, RowArray
+from covector_server.storage.contract import ArrayState, Piece, RowArray
 from covector_server.storage.disk import Disk
 from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.syncs import Syncs
@@ -49,7 +49,7 @@ def read_all(array: RowArray, row_count: int) -> npt.NDArray[np.generic]:
 def test_rows_come_back_however_they_were_cut(array: RowArray, cuts: tuple[int, ...]) -> None:
     rows, state, start = rows_of(array.layout, 50), ArrayState(), 0
     for count in cuts:
-        state = array.write(state, rows[start : start + count], Syncs())
+        state = array.write(state, [Piece(rows[start : start + count])], Syncs())
         start += count
     assert state.row_count == 50
     assert state.checksum == array.checksum_of_tail(50)
@@ -58,15 +58,15 @@ def test_rows_come_back_however_they_were_cut(array: RowArray, cuts: tuple[int, 
 
 def test_what_was_not_committed_is_written_over(array: RowArray) -> None:
     rows, other = rows_of(array.layout, 30), rows_of(array.layout, 30, seed=1)
-    state = array.write(ArrayState(), rows[:10], Syncs())
-    array.write(state, other, Syncs())  # a group that is never committed
-    state = array.write(state, rows[10:], Syncs())
+    state = array.write(ArrayState(), [Piece(rows[:10])], Syncs())
+    array.write(state, [Piece(other)], Syncs())  # a group that is never committed
+    state = array.write(state, [Piece(rows[10:])], Syncs())
     assert state.checksum == array.checksum_of_tail(30)
     np.testing.assert_array_equal(read_all(array, 30), rows)
 
 
 def test_published_rows_are_told_apart(array: RowArray) -> None:
-    state = array.write(ArrayState(), rows_of(array.layout, 20), Syncs())
+    state = array.write(ArrayState(), [Piece(rows_of(array.layout, 20))], Syncs())
     assert array.published_row_count() == 0
     array.seal(0)
     array.set_published(16)
@@ -93,7 +93,7 @@ def read_by_others(array: ZarrArray) -> Iterator[npt.NDArray[np.generic]]:
 @pytest.mark.parametrize("count", [1, 4, 6, 16, 17, 32, 50])
 def test_other_zarr_readers_read_what_is_published(on_files: ZarrArray, count: int) -> None:
     rows = rows_of(on_files.layout, count)
-    state = on_files.write(ArrayState(), rows, Syncs())
+    state = on_files.write(ArrayState(), [Piece(rows)], Syncs())
     for shard in range(count // 16):
         on_files.seal(shard)
     on_files.complete_tail(state)
@@ -104,12 +104,12 @@ def test_other_zarr_readers_read_what_is_published(on_files: ZarrArray, count: i
 
 def test_a_published_tail_goes_on(on_files: ZarrArray) -> None:
     rows = rows_of(on_files.layout, 40)
-    state = on_files.write(ArrayState(), rows[:22], Syncs())
+    state = on_files.write(ArrayState(), [Piece(rows[:22])], Syncs())
     on_files.seal(0)
     on_files.complete_tail(state)
     on_files.set_published(state.row_count)
     on_files.set_published(16)
-    state = on_files.write(state, rows[22:], Syncs())
+    state = on_files.write(state, [Piece(rows[22:])], Syncs())
     on_files.seal(1)
     on_files.complete_tail(state)
     on_files.set_published(state.row_count)
@@ -118,7 +118,7 @@ def test_a_published_tail_goes_on(on_files: ZarrArray) -> None:
 
 
 def test_zarr_reads_the_shard_that_is_being_filled_as_missing(on_files: ZarrArray) -> None:
-    on_files.write(ArrayState(), rows_of(on_files.layout, 6), Syncs())
+    on_files.write(ArrayState(), [Piece(rows_of(on_files.layout, 6))], Syncs())
     on_files.set_published(16)
     for found in read_by_others(on_files):
         assert not found.any()
@@ -126,7 +126,7 @@ def test_zarr_reads_the_shard_that_is_being_filled_as_missing(on_files: ZarrArra
 
 def test_a_flip_in_a_complete_chunk_is_found_on_first_touch(on_files: ZarrArray) -> None:
     layout = on_files.layout
-    on_files.write(ArrayState(), rows_of(layout, 16), Syncs())
+    on_files.write(ArrayState(), [Piece(rows_of(layout, 16))], Syncs())
     path = on_files.directory / layout.shard_file(0)
     for offset in (3, layout.chunk_bytes - 1, layout.chunk_bytes):
         data = bytearray(path.read_bytes())

@@ -9,6 +9,8 @@ import pytest
 from covector.errors import CovectorError, InvalidInput, LimitExceeded
 from covector.v1 import ingest_pb2
 from covector_server.ingest.batch import parse_batch
+from covector_server.kernels import keys as kernels
+from covector_server.kernels import rows as row_kernels
 from covector_server.limits import Limits
 from covector_server.metadata.fields import new_fields
 from covector_server.testing.batches import batch_message, batch_of
@@ -16,6 +18,14 @@ from covector_server.testing.batches import batch_message, batch_of
 DIM = 3
 LIMITS = Limits(batch_rows=10, key_bytes=16, text_bytes=20, metadata_bytes=40)
 WIDE = Limits(metadata_bytes=1 << 20)
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "numpy":
+        monkeypatch.setattr(kernels, "IS_COMPILED", False)
+        monkeypatch.setattr(row_kernels, "LIBRARY", None)
+        monkeypatch.setattr(row_kernels, "BRIEF", None)
 
 
 def message() -> ingest_pb2.Batch:

@@ -9,13 +9,18 @@ import pytest
 
 from covector.blocks import Column, column_of
 from covector.errors import Corrupt
+from covector_server.kernels import keys as kernels
 from covector_server.metadata.memory_catalog import MemoryCatalog
 from covector_server.storage.disk import Disk
-from covector_server.storage.key_filter import filter_bits
 from covector_server.storage.key_hash import hash_keys
 from covector_server.storage.key_runs import KeyRun, write_run
 from covector_server.storage.key_table import KeyTable
 from covector_server.storage.recent_keys import RecentKeys, RowIds
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "IS_COMPILED", request.param == "compiled")
 
 
 def test_hashes_are_what_they_always_were() -> None:
@@ -54,7 +59,7 @@ def test_recent_keys_find_what_collides() -> None:
     hashes = np.array([5, 5, 5 + (1 << 40), 6, 5], dtype=np.uint64)
     table.add(hashes, np.arange(5))
     asked = np.array([5, 6, 7, 5 + (1 << 40)], dtype=np.uint64)
-    found = table.find(asked, filter_bits(asked))
+    found = table.find(asked)
     pairs = sorted(zip(found.places.tolist(), found.row_ids.tolist(), strict=True))
     assert pairs == [(0, 0), (0, 1), (0, 4), (1, 3), (3, 2)]
 
@@ -165,11 +170,11 @@ def test_a_run_holds_its_rows_and_no_others(tmp_path: Path, count: int) -> None:
     hashes = rng.integers(0, 1 << 64, count, dtype=np.uint64)
     write_run(Disk(), tmp_path / "run", [(hashes, np.arange(10, 10 + count))], (10, 10 + count))
     run = KeyRun(tmp_path / "run")
-    found = run.find(hashes, filter_bits(hashes))
+    found = run.find(hashes)
     assert (found.row_ids == found.places + 10).all()
     assert found.places.tolist() == list(range(count))
     absent = rng.integers(0, 1 << 64, 5000, dtype=np.uint64)
-    assert len(run.find(absent, filter_bits(absent)).places) == 0
+    assert len(run.find(absent).places) == 0
 
 
 def test_runs_are_joined_part_by_part(tmp_path: Path) -> None:
@@ -183,7 +188,7 @@ def test_runs_are_joined_part_by_part(tmp_path: Path) -> None:
     write_run(Disk(), tmp_path / "all", runs, (0, 16 * count))
     joined = KeyRun(tmp_path / "all")
     asked = rng.permutation(16 * count)[:5000]
-    found = joined.find(hashes[asked], filter_bits(hashes[asked]))
+    found = joined.find(hashes[asked])
     assert found.row_ids.tolist() == asked[found.places].tolist()
     assert len(found.places) == len(asked)
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from covector_server.storage.contract import ArrayState
+from covector_server.storage.contract import ArrayState, Piece
 from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.positions import PositionFinder
 from covector_server.storage.syncs import Syncs
@@ -34,7 +34,7 @@ def test_they_are_those_of_a_loop(seed: int) -> None:
         else:  # rows again, in any order: their old positions die
             more = rng.sample(range(next_row_id), min(count, next_row_id))
             dead |= {position for position, row_id in enumerate(column) if row_id in more}
-        state = array.write(state, np.array(more, dtype=np.uint64), Syncs())
+        state = array.write(state, [Piece(np.array(more, dtype=np.uint64))], Syncs())
         column += more
         if column and rng.random() < 0.3:
             dead.add(rng.randrange(len(column)))

@@ -86,9 +86,11 @@ class Rig:
             with self.lock:
                 self.held -= 1
 
-    def ask(self, question: Question, k: int = 5, cancelled: Callable[[], bool] = never) -> Future[TopKAnswer]:
+    def ask(
+        self, question: Question, k: int = 5, cancelled: Callable[[], bool] = never, offset: int = 0
+    ) -> Future[TopKAnswer]:
         def call() -> TopKAnswer:
-            with self.shared.top_k("c", question, k, cancelled) as (_, answer):
+            with self.shared.top_k("c", question, k, offset=offset, cancelled=cancelled) as (_, answer):
                 return answer
 
         return self.asking.submit(call)
@@ -157,6 +159,17 @@ def test_those_that_wait_share_the_next_scan(rig: Rig) -> None:
     for place, (answer, each) in enumerate(zip(answers[1:], asked[1:], strict=True)):
         check(rig, answer, each, 3 + place)
         assert answer.stages[1].rows_in == ROWS
+
+
+def test_pages_share_too(rig: Rig) -> None:
+    first = rig.ask(question(0))
+    assert rig.gate.reached.wait(WAIT_S)
+    pages = [rig.ask_behind(question(1), k=4, offset=offset) for offset in (0, 4, 396)]
+    rig.gate.open.set()
+    first.result(WAIT_S)
+    whole = top_k(rig.view, question(1), ROWS).results[0].proponents
+    for future, offset in zip(pages, (0, 4, 396), strict=True):
+        assert future.result(WAIT_S).results[0].proponents.keys == whole.keys[offset : offset + 4]
 
 
 def test_groups_and_their_maximum_share_too(rig: Rig) -> None:
@@ -263,7 +276,7 @@ def test_damage_is_told_to_all_that_met_it(rig: Rig) -> None:
 
 
 def test_a_collection_that_is_not_there(rig: Rig) -> None:
-    with pytest.raises(NotFound), rig.shared.top_k("absent", question(0), 1, never):
+    with pytest.raises(NotFound), rig.shared.top_k("absent", question(0), 1):
         pass
 
 
@@ -275,13 +288,13 @@ def test_many_clients_at_once(rig: Rig) -> None:
         answers = []
         for place in range(6):
             asked = question(100 * number + place, 1 + place % 2)
-            with rig.shared.top_k("c", asked, 4, never) as (view, answer):
+            with rig.shared.top_k("c", asked, 4) as (view, answer):
                 assert view is rig.view
                 answers.append((asked, answer))
         return answers
 
     def gone(seed: int) -> None:
-        with pytest.raises(Unavailable), rig.shared.top_k("c", question(seed), 4, lambda: True):
+        with pytest.raises(Unavailable), rig.shared.top_k("c", question(seed), 4, cancelled=lambda: True):
             pass
 
     futures = [rig.asking.submit(client, number) for number in range(16)]

@@ -12,7 +12,7 @@ from covector.errors import Unavailable
 from covector_server.kernels.rows import checksums_of
 from covector_server.storage import segment
 from covector_server.storage.array import ZarrArray
-from covector_server.storage.contract import ArrayState, BadRows, Rows
+from covector_server.storage.contract import ArrayState, BadRows, Piece, Rows
 from covector_server.storage.damage import Damage, DamageLog
 from covector_server.storage.disk import Disk
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
@@ -28,7 +28,7 @@ ROWS = np.random.default_rng(0).standard_normal((SHARDS * 16, 4)).astype("<f2")
 def array_of(path: Path, shards: ShardCache) -> ZarrArray:
     array = ZarrArray(path / "gradients", LAYOUT, Disk(), shards)
     array.create()
-    array.write(ArrayState(), ROWS, Syncs())
+    array.write(ArrayState(), [Piece(ROWS)], Syncs())
     for shard in range(SHARDS):
         array.seal(shard)
     return array

@@ -23,12 +23,12 @@ from covector.blocks import (
     column_of,
     decode_key,
     encode_key,
-    first_non_finite,
-    sum64,
 )
 from covector.errors import InvalidInput
 from covector.types import GradientKind, Space
 from covector.v1 import ingest_pb2, types_pb2
+from covector_server.kernels import keys as kernels
+from covector_server.kernels.rows import Checksums, RowChecks, check_rows, joined_checksum
 from covector_server.limits import Limits
 from covector_server.metadata.fields import Fields, Value, canonical, fields_of, parse_metadata
 from covector_server.storage.key_hash import Hashes, hash_keys
@@ -36,6 +36,7 @@ from covector_server.storage.row_block import Section
 
 OnConflict = Literal["error", "ignore", "replace"]
 Buffer = bytes | bytearray | memoryview
+_NONE = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,9 @@ class Batch:
     """Rows to store together, checked.
 
     ``keys``: encoded, one a row; ``hashes`` of them. ``rows``: float16[n, dim] at unit RMS, None for rows without
-    gradients, and then ``scales`` and ``trak_q`` are empty. ``texts`` and ``metadata`` (canonical JSON): None where no
-    row has any. ``fields``: the types of the metadata's fields, None where rows contradict one another.
+    gradients, and then ``scales`` and ``trak_q`` are empty; ``checksums``: CRC-32C of each row, None where they were
+    not computed. ``texts`` and ``metadata`` (canonical JSON): None where no row has any. ``fields``: the types of the
+    metadata's fields, None where rows contradict one another.
     """
 
     sequence: int
@@ -75,6 +77,7 @@ class Batch:
     keys: Column
     hashes: Hashes
     rows: npt.NDArray[np.float16] | None
+    checksums: Checksums | None
     scales: npt.NDArray[np.float32]
     trak_q: npt.NDArray[np.float32]
     texts: Column | None
@@ -116,7 +119,10 @@ def parse_batch(message: ingest_pb2.Batch, gradients: Buffer, dim: int | None, l
     keys = _parse_keys(message, count, limits)
     hashes = hash_keys(keys)
     _check_distinct(keys, hashes)
-    rows, scales, trak_q = _parse_gradients(message, gradients, dim, keys)
+    _check_sizes(message, gradients, dim)
+    rows = None if dim is None else np.frombuffer(gradients, "<f2").reshape(count, dim)
+    checks = None if rows is None else _check_rows(message, gradients, rows, keys)
+    scales, trak_q = (_NONE, _NONE) if rows is None else (_parse_scales(message, keys), _parse_trak_q(message))
     texts = _optional_column(message.texts if message.HasField("texts") else None, count, "texts")
     _check_texts(texts, limits)
     given = _optional_column(message.metadata if message.HasField("metadata") else None, count, "metadata")
@@ -124,10 +130,11 @@ def parse_batch(message: ingest_pb2.Batch, gradients: Buffer, dim: int | None, l
     packed = PackedColumns(Section.of_column(keys), Section.of_column(texts), Section.of_column(metadata))
     return Batch(
         sequence=message.sequence,
-        digest=_digest(message, gradients),
+        digest=_digest(message, gradients, checks),
         keys=keys,
         hashes=hashes,
         rows=rows,
+        checksums=None if checks is None else checks.checksums,
         scales=scales,
         trak_q=trak_q,
         texts=texts,
@@ -142,8 +149,7 @@ def _parse_keys(message: ingest_pb2.Batch, count: int, limits: Limits) -> Column
     column = column_from_message(message.keys.values, count, "keys")
     if column.present is not None:
         raise InvalidInput("keys: every row needs a key")
-    lengths = _lengths(column)
-    if int(lengths.max()) - 1 > limits.key_bytes or not _are_keys(column, lengths):
+    if not _are_keys(column, limits.key_bytes):
         for row, key in enumerate(column.values()):
             limits.check("key_bytes", len(key or b"") - 1, f"bytes of the key of row {row}")
             if encode_key(decode_key(key or b"")) != key:
@@ -151,10 +157,13 @@ def _parse_keys(message: ingest_pb2.Batch, count: int, limits: Limits) -> Column
     return column
 
 
-def _are_keys(column: Column, lengths: npt.NDArray[np.int64]) -> bool:
-    """Whether every value is an encoded key, by looking at all at once. False may also mean that it takes a closer
-    look."""
-    if not lengths.all():
+def _are_keys(column: Column, key_bytes_max: int) -> bool:
+    """Whether every value is an encoded key and not too long, by looking at all at once. False may also mean that it
+    takes a closer look."""
+    if kernels.IS_COMPILED:
+        return kernels.are_keys(column.data, column.ends, key_bytes_max)
+    lengths = _lengths(column)
+    if not lengths.all() or int(lengths.max()) - 1 > key_bytes_max:
         return False
     data = np.frombuffer(column.data, np.uint8)
     is_integer = data[column.ends - lengths.astype(np.uint32)] == INTEGER_TAG[0]
@@ -162,16 +171,14 @@ def _are_keys(column: Column, lengths: npt.NDArray[np.int64]) -> bool:
         return bool((lengths == 9).all())
     if is_integer.any() or (data[column.ends - lengths.astype(np.uint32)] != 2).any():
         return False
-    try:
-        bytes(column.data).decode()  # a tag is ASCII, so no character can reach over the edge of a key
-    except UnicodeDecodeError:
-        return False
-    return True
+    return _is_utf8(column.data)  # a tag is ASCII, so no character can reach over the edge of a key
 
 
 def _check_distinct(keys: Column, hashes: Hashes) -> None:
-    ordered = np.sort(hashes)
-    if not (ordered[1:] == ordered[:-1]).any():
+    if kernels.IS_COMPILED:
+        if kernels.are_distinct(hashes):
+            return
+    elif len(np.unique(hashes)) == len(hashes):
         return
     seen: set[bytes | None] = set()
     for key in keys.values():
@@ -181,32 +188,30 @@ def _check_distinct(keys: Column, hashes: Hashes) -> None:
         seen.add(key)
 
 
-def _parse_gradients(
-    message: ingest_pb2.Batch, gradients: Buffer, dim: int | None, keys: Column
-) -> tuple[npt.NDArray[np.float16] | None, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    count, none = message.row_count, np.empty(0, dtype=np.float32)
-    if dim is None:
-        if len(gradients) or message.scales or message.trak_q:
-            raise InvalidInput("this writer was opened without a checkpoint; open it with one to send gradients")
-        return None, none, none
-    if len(gradients) != 2 * dim * count:
+def _check_sizes(message: ingest_pb2.Batch, gradients: Buffer, dim: int | None) -> None:
+    count = message.row_count
+    if dim is None and (len(gradients) or message.scales or message.trak_q):
+        raise InvalidInput("this writer was opened without a checkpoint; open it with one to send gradients")
+    if dim is not None and len(gradients) != 2 * dim * count:
         raise InvalidInput(
             f"{len(gradients)} bytes of gradients for {count} rows of dim {dim}; {2 * dim * count} needed"
         )
-    _check_sums(message, gradients)
-    rows = np.frombuffer(gradients, "<f2").reshape(count, dim)
-    bad = first_non_finite(rows)
+
+
+def _check_rows(message: ingest_pb2.Batch, gradients: Buffer, rows: npt.NDArray[np.float16], keys: Column) -> RowChecks:
+    checks = check_rows(rows)
+    if message.HasField("gradients_sum64") and checks.sum64 != message.gradients_sum64:
+        raise _changed("gradients_sum64")
+    if message.HasField("gradients_crc32") and zlib.crc32(gradients) != message.gradients_crc32:
+        raise _changed("gradients_crc32")
+    bad = checks.first_non_finite
     if bad is not None:
         raise InvalidInput(f"the gradient of row {bad} (key {_name(keys, bad)}) holds NaN or infinity", row=bad)
-    return rows, _parse_scales(message, keys), _parse_trak_q(message)
+    return checks
 
 
-def _check_sums(message: ingest_pb2.Batch, gradients: Buffer) -> None:
-    for name, compute in (("gradients_sum64", sum64), ("gradients_crc32", zlib.crc32)):
-        if message.HasField(name) and compute(gradients) != getattr(message, name):
-            raise InvalidInput(
-                f"the gradients do not match their {name}: they were changed on the way; send them again"
-            )
+def _changed(name: str) -> InvalidInput:
+    return InvalidInput(f"the gradients do not match their {name}: they were changed on the way; send them again")
 
 
 def _parse_scales(message: ingest_pb2.Batch, keys: Column) -> npt.NDArray[np.float32]:
@@ -240,21 +245,30 @@ def _optional_column(message: types_pb2.BinaryColumn | None, count: int, name: s
 
 
 def _check_texts(column: Column | None, limits: Limits) -> None:
-    if column is None:
+    if column is None or _are_texts(column, limits.text_bytes):
         return
     lengths = _lengths(column)
-    limit = int(lengths.argmax())
-    limits.check("text_bytes", int(lengths[limit]), f"bytes of the text of row {limit}")
+    longest = int(lengths.argmax())
+    limits.check("text_bytes", int(lengths[longest]), f"bytes of the text of row {longest}")
+    column.strings()
+    raise InvalidInput("texts: a text is not UTF-8")
+
+
+def _are_texts(column: Column, text_bytes_max: int) -> bool:
+    if kernels.IS_COMPILED:
+        return kernels.are_texts(column.data, column.ends, text_bytes_max)
+    lengths = _lengths(column)
     starts = (column.ends - lengths.astype(np.uint32))[lengths > 0]
-    data = np.frombuffer(column.data, np.uint8)
+    begins_inside = np.frombuffer(column.data, np.uint8)[starts] & 0xC0 == 0x80  # of a character
+    return int(lengths.max()) <= text_bytes_max and not begins_inside.any() and _is_utf8(column.data)
+
+
+def _is_utf8(data: bytes) -> bool:
     try:
-        bytes(column.data).decode()
-        whole = not (data[starts] & 0xC0 == 0x80).any()  # no text starts in the middle of a character
+        bytes(data).decode()
     except UnicodeDecodeError:
-        whole = False
-    if not whole:
-        column.strings()
-        raise InvalidInput("texts: a text is not UTF-8")
+        return False
+    return True
 
 
 def _parse_metadata(column: Column | None, limits: Limits) -> tuple[Column | None, Fields | None]:
@@ -269,15 +283,18 @@ def _parse_metadata(column: Column | None, limits: Limits) -> tuple[Column | Non
     return encoded, fields_of((row, one) for row, one in enumerate(parsed) if one)
 
 
-def _digest(message: ingest_pb2.Batch, gradients: Buffer) -> str:
-    """XXH3-128 over every column, behind their lengths. Two calls, since each lets other threads run: handing over the
-    interpreter costs more than hashing a short column does."""
+def _digest(message: ingest_pb2.Batch, gradients: Buffer, checks: RowChecks | None) -> str:
+    """XXH3-128 over every column, behind their lengths. The gradients, most of the bytes, are in it with their sum and
+    their CRC-32C, so that they need not be read once more."""
     columns: tuple[types_pb2.BinaryColumn, ...] = (message.keys.values, message.texts, message.metadata)
     parts: list[bytes] = [part for column in columns for part in (column.data, column.ends, column.present)]
     lengths = [len(part).to_bytes(8, "little") for part in (*parts, message.scales, message.trak_q, gradients)]
-    digest = xxhash.xxh3_128(b"".join((*lengths, *parts, message.scales, message.trak_q)))
-    digest.update(gradients)
-    return digest.hexdigest()
+    stands_for = b""
+    if checks is not None:
+        row_bytes = len(gradients) // message.row_count
+        checksum = joined_checksum(0, memoryview(gradients), row_bytes, checks.checksums)
+        stands_for = checks.sum64.to_bytes(8, "little") + checksum.to_bytes(4, "little")
+    return xxhash.xxh3_128_hexdigest(b"".join((*lengths, *parts, message.scales, message.trak_q, stands_for)))
 
 
 def _lengths(column: Column) -> npt.NDArray[np.int64]:

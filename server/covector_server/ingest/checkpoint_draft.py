@@ -15,11 +15,12 @@ from covector_server.metadata.catalog import Writer, number
 from covector_server.metadata.records import CheckpointCounters
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import positions_by_shard
-from covector_server.storage.contract import ArrayState, Rows
+from covector_server.storage.contract import ArrayState, Piece, Rows
 from covector_server.storage.positions import NO_POSITIONS, merged
 from covector_server.storage.syncs import Syncs
 from covector_server.storage.view import Positions, RowIds
 
+HELD_BYTES = 4 << 20  # of gradients before they are written: each write lets other threads run first
 Mask = npt.NDArray[np.bool_]
 
 
@@ -31,6 +32,10 @@ class Choice:
     rows: Mask
     replaced: Positions = field(default_factory=lambda: NO_POSITIONS)
     replaced_zero_rows: int = 0
+
+
+def _nothing_held() -> dict[str, list[Piece]]:
+    return {"gradients": [], "scales": [], "row_ids": [], "trak_q": []}
 
 
 @dataclass(slots=True)
@@ -45,7 +50,9 @@ class CheckpointDraft:
     states: dict[str, ArrayState]
     zero_row_count: int
     dead: Positions  # sorted, the group's included
-    held: list[dict[str, Rows]] = field(default_factory=list)  # columns that are to be written together
+    row_count: int  # positions used, the group's included
+    held: dict[str, list[Piece]] = field(default_factory=_nothing_held)  # by array
+    held_bytes: int = 0  # of gradients
     died: Positions = field(default_factory=lambda: NO_POSITIONS)
 
     @staticmethod
@@ -58,12 +65,8 @@ class CheckpointDraft:
             states, zero_row_count, dead = stored.states(), stored.counters.zero_row_count, stored.dead
         else:
             states, zero_row_count, dead = dict(base.states), base.zero_row_count, base.dead
-        return CheckpointDraft(stored, syncs, is_new, states["gradients"].row_count, states, zero_row_count, dead)
-
-    @property
-    def row_count(self) -> int:
-        """Positions used, the group's included."""
-        return self.states["gradients"].row_count
+        row_count = states["gradients"].row_count
+        return CheckpointDraft(stored, syncs, is_new, row_count, states, zero_row_count, dead, row_count)
 
     def choose(self, spec: WriterSpec, batch: Batch, row_ids: RowIds, is_new: Mask) -> Choice:
         """What of a batch is to be written: not rows that stand with the same content nor, with ``ignore``, with other
@@ -72,7 +75,7 @@ class CheckpointDraft:
         known = np.flatnonzero(~is_new)
         if not len(known):
             return Choice(chosen)
-        self.write_columns()
+        self.write_held()
         positions = self.stored.positions.find(row_ids[known], self.row_count, self.dead)
         chosen[known[positions < 0]] = True
         standing, where = known[positions >= 0], positions[positions >= 0]
@@ -92,32 +95,33 @@ class CheckpointDraft:
         return Choice(chosen, where[differs], self.zero_rows_at(where[differs]))
 
     def write(self, batch: Batch, row_ids: RowIds, choice: Choice) -> int:
-        """Writes the chosen rows and returns how many of them are all zero. Columns of a few bytes a row wait for those
-        of the group's other batches: ``write_columns``."""
+        """Takes the chosen rows, and returns how many of them are all zero. They are written with those of the group's
+        other batches, a few MiB at once: ``write_held``."""
         if not choice.rows.any() or batch.rows is None:
             return 0
         chosen = slice(None) if choice.rows.all() else choice.rows
-        gradients = self.stored.arrays["gradients"]
-        self.states["gradients"] = gradients.write(self.states["gradients"], batch.rows[chosen], self.syncs)
-        self.held.append(
-            {
-                "scales": batch.scales[chosen],
-                "row_ids": row_ids[chosen].astype(np.uint64),
-                "trak_q": batch.trak_q[chosen],
-            }
-        )
+        checksums = None if batch.checksums is None else batch.checksums[chosen]
+        columns = {
+            "gradients": Piece(batch.rows[chosen], checksums),
+            "scales": Piece(batch.scales[chosen]),
+            "row_ids": Piece(row_ids[chosen].astype(np.uint64)),
+            "trak_q": Piece(batch.trak_q[chosen]),
+        }
+        for name, piece in columns.items():
+            self.held[name].append(piece)
+        self.held_bytes += columns["gradients"].rows.nbytes
+        self.row_count += len(columns["scales"].rows)
+        if self.held_bytes >= HELD_BYTES:
+            self._write_held("gradients")
         self.dead, self.died = merged(self.dead, choice.replaced), merged(self.died, choice.replaced)
         zero_rows = int((batch.scales[choice.rows] == 0).sum())
         self.zero_row_count += zero_rows - choice.replaced_zero_rows
         return zero_rows
 
-    def write_columns(self) -> None:
-        """Writes the columns of the batches so far."""
-        if self.held:
-            for name in self.held[0]:
-                rows = np.concatenate([columns[name] for columns in self.held])
-                self.states[name] = self.stored.arrays[name].write(self.states[name], rows, self.syncs)
-            self.held = []
+    def write_held(self) -> None:
+        """Writes what was taken."""
+        for name in self.held:
+            self._write_held(name)
 
     def zero_rows_at(self, positions: Positions) -> int:
         """How many of the rows at positions are all zero."""
@@ -149,6 +153,16 @@ class CheckpointDraft:
         """Makes the committed state the checkpoint's."""
         self.stored.dead = self.dead
         self.stored.counters = self.counters()
+
+    def _write_held(self, name: str) -> None:
+        if not self.held[name]:
+            return
+        pieces, self.held[name] = self.held[name], []
+        if name == "gradients":
+            self.held_bytes = 0
+        else:
+            pieces = [Piece(np.concatenate([piece.rows for piece in pieces]))]
+        self.states[name] = self.stored.arrays[name].write(self.states[name], pieces, self.syncs)
 
     def _differ(self, positions: Positions, batch: Batch, rows: Positions) -> Mask:
         """Which rows of the batch are not, to the bit, what stands at their positions."""

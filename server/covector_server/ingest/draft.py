@@ -89,7 +89,7 @@ class CollectionDraft:
         """Writes what waited for the whole group; no batch comes after it."""
         self.collection.log.write_held(self.syncs)
         for draft in self._checkpoints.values():
-            draft.write_columns()
+            draft.write_held()
 
     def commit(self, writer: Writer) -> None:
         """Puts the group's state into a transaction, after checking that the catalog says what the draft began from."""

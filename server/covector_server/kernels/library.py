@@ -1,7 +1,8 @@
-"""The compiled library, if it is there. ``native/covector.h`` says what its functions do; their types stand here again.
+"""The compiled library, if it is there. ``native/covector.h`` says what its functions do; their types stand here too.
 
-A call releases the interpreter's lock. A library of another version than this file is passed over, with a warning: a
-source tree was updated and not built again.
+Calls through ``LIBRARY`` release the interpreter's lock, calls through ``BRIEF`` keep it: giving it away costs more
+than a few microseconds of work. A library of another version than this file is passed over, with a warning: a source
+tree was updated and not built again.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from pathlib import Path
 from typing import Any, Final
 
 PATH: Final = Path(__file__).with_name("libcovector.so")
-VERSION: Final = 2
+VERSION: Final = 3
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 _u32, _i32, _i64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_int64
 _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_check_rows": (_i32, (_pointer, _size, _size, _pointer, _pointer)),
     "covector_checksums": (None, (_pointer, _size, _size, _size, _pointer)),
+    "covector_hash_keys": (None, (_pointer, _pointer, _size, _pointer)),
+    "covector_are_keys": (_i32, (_pointer, _pointer, _size, _size)),
+    "covector_are_texts": (_i32, (_pointer, _pointer, _size, _size)),
+    "covector_are_distinct": (_i32, (_pointer, _size)),
+    "covector_filter_passed": (_size, (_pointer, _size, _pointer, _size, _pointer)),
+    "covector_slots_put": (None, (_pointer, _pointer, _size, _pointer, _size, _pointer, _pointer, _size)),
+    "covector_slots_find": (_size, (_pointer, _pointer, _size, _pointer, _size, _pointer, _pointer, _size)),
     "covector_crc_shift": (None, (_size, _pointer)),
     "covector_crc_join": (_u32, (_u32, _pointer, _size, _pointer)),
     "covector_scan_paths": (_i32, ()),
@@ -32,10 +40,10 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
 _log = logging.getLogger(__name__)
 
 
-def load(path: Path = PATH) -> ctypes.CDLL | None:
+def load(path: Path = PATH, kind: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL | None:
     """The library, None where it was not built or is of another version."""
     try:
-        library = ctypes.CDLL(str(path))
+        library = kind(str(path))
     except OSError:
         return None
     version = int(library.covector_version())
@@ -49,3 +57,4 @@ def load(path: Path = PATH) -> ctypes.CDLL | None:
 
 
 LIBRARY: Final = load()
+BRIEF: Final = None if LIBRARY is None else load(kind=ctypes.PyDLL)

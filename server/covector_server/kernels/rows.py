@@ -11,7 +11,7 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from covector.blocks import first_non_finite, sum64
-from covector_server.kernels.library import LIBRARY
+from covector_server.kernels.library import BRIEF, LIBRARY
 
 Checksums = npt.NDArray[np.uint32]
 
@@ -50,15 +50,15 @@ def checksums_of(pieces: npt.NDArray[np.uint8]) -> Checksums:
 
 def joined_checksum(checksum: int, rows: memoryview, row_bytes: int, checksums: Checksums | None) -> int:
     """CRC-32C of what ``checksum`` stands for with rows behind it. ``checksums`` of the rows spare reading them."""
-    if LIBRARY is None or checksums is None:
+    if BRIEF is None or checksums is None:
         return int(crc32c(rows, checksum))
     table = _shift_table(row_bytes)
-    return int(LIBRARY.covector_crc_join(checksum, checksums.ctypes.data, len(checksums), table.ctypes.data))
+    return int(BRIEF.covector_crc_join(checksum, checksums.ctypes.data, len(checksums), table.ctypes.data))
 
 
 @lru_cache(maxsize=64)
 def _shift_table(row_bytes: int) -> npt.NDArray[np.uint32]:
     table = np.empty(1024, dtype=np.uint32)
-    assert LIBRARY is not None
-    LIBRARY.covector_crc_shift(row_bytes, table.ctypes.data)
+    assert BRIEF is not None
+    BRIEF.covector_crc_shift(row_bytes, table.ctypes.data)
     return table

@@ -17,6 +17,7 @@ from covector_server.query.omission import Omissions, rows_with_keys
 from covector_server.query.planner import Plan, plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
 from covector_server.query.scan import Mask, Scan, blocks_by_arrival, blocks_by_row_id
+from covector_server.query.stored_queries import plan_self_scan, self_scores
 from covector_server.query.topk import Selection
 from covector_server.query.workers import Workers
 from covector_server.storage.damage import Damage, OnDamage
@@ -39,18 +40,20 @@ def top_k(
     question: Question,
     k: int,
     *,
+    offset: int = 0,
     limits: Limits | None = None,
     cancelled: Cancelled = never,
     workers: Workers | None = None,
 ) -> TopKAnswer:
-    """Both ends, k rows each, of every result; exact. ``workers`` scan, or this thread does.
+    """Both ends, k rows each behind the best ``offset``, of every result; exact. ``workers`` scan, or this thread does.
 
     The stages count rows over all results: a row that is re-scored for two of them counts twice. Raises as
     ``plan_question`` and ``find_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
     and Corrupt if a stored chunk is, unless the question says that damaged rows are left out.
     """
     limits = limits or Limits()
-    plan = plan_top_k(view, question, k, limits)
+    plan = plan_top_k(view, question, k, limits, offset=offset)
+    k += offset  # ranks are known from the first on
     omissions = _omissions(question, limits)
     mask, filter_stage = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
     lost: set[int] = set()
@@ -64,13 +67,15 @@ def top_k(
             break
         mask = rows_with_keys(view, mask, omissions, cancelled)  # some of the best cannot be named: once more
     damages = () if omissions is None or left_out is None else (*omissions.take(), *left_out.take())
+    results = tuple(ends.behind(offset) for ends in results)
     return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages)
 
 
-def plan_top_k(view: CollectionView, question: Question, k: int, limits: Limits) -> Plan:
+def plan_top_k(view: CollectionView, question: Question, k: int, limits: Limits, *, offset: int = 0) -> Plan:
     """The plan of a question for k rows at each end. Raises as ``top_k`` does for what is wrong with the question."""
     if k < 1:
         raise InvalidInput(f"k must be at least 1, not {k}", field="k")
+    k += offset
     limits.check("hits", k, "too many hits are asked for")
     plan = plan_question(view, question, limits)
     limits.check("result_hits", 2 * k * plan.result_count, "hits of all results together")
@@ -122,6 +127,18 @@ def scores(
     scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(omissions), workers)
     blocks = (ScoreBlock(block.row_ids, to_float32(plan.reduced(block.scores()))) for block in blocks_by_row_id(scan))
     return ScoreStream(plan.result_count, question.scorer, blocks, omissions)
+
+
+def self_influence(
+    view: CollectionView, question: Question, *, limits: Limits | None = None, cancelled: Cancelled = never
+) -> ScoreStream:
+    """What each row scores as its own query; the question's vectors, groups and kind are not looked at. Raises as
+    ``scores`` does."""
+    limits = limits or Limits()
+    omissions = _omissions(question, limits)
+    mask, _ = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
+    scan = plan_self_scan(view, question, mask, cancelled, _sink(omissions))
+    return ScoreStream(1, question.scorer, self_scores(scan), omissions)
 
 
 def count_rows(

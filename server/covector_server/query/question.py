@@ -60,6 +60,10 @@ class End:
     keys: list[bytes]  # [n], encoded
     scores: Float64  # [n]
 
+    def behind(self, offset: int) -> End:
+        """What comes after the best ``offset``."""
+        return End(self.row_ids[offset:], self.keys[offset:], self.scores[offset:])
+
 
 @dataclass(frozen=True, slots=True)
 class Ends:
@@ -67,6 +71,10 @@ class Ends:
 
     proponents: End
     opponents: End
+
+    def behind(self, offset: int) -> Ends:
+        """What comes after the best ``offset`` of both."""
+        return Ends(self.proponents.behind(offset), self.opponents.behind(offset)) if offset else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from covector.errors import CovectorError
 from covector.types import Stage
 from covector_server.kernels.topk import Scored
 from covector_server.limits import Limits
-from covector_server.query.cancellation import Cancelled, check_cancelled
+from covector_server.query.cancellation import Cancelled, check_cancelled, never
 from covector_server.query.engine import plan_top_k, stages_of, top_k
 from covector_server.query.planner import Plan, Term
 from covector_server.query.question import Question, TopKAnswer
@@ -51,6 +51,7 @@ class _Waiting:
 
     question: Question
     k: int
+    offset: int
     cancelled: Cancelled
     woken: threading.Event = field(default_factory=threading.Event)
     leads: bool = False
@@ -104,19 +105,18 @@ class SharedScans:
         self._changing = threading.Condition()
 
     @contextmanager
-    def top_k(self, collection: str, question: Question, k: int, cancelled: Cancelled) -> Iterator[Answered]:
+    def top_k(
+        self, collection: str, question: Question, k: int, *, offset: int = 0, cancelled: Cancelled = never
+    ) -> Iterator[Answered]:
         """The answer, and the view that it was found in, which is held until the block ends. Raises as
         ``engine.top_k`` does, and what ``open_view`` raises."""
         if not _can_share(question):
             with self._open_view(collection) as view:
-                yield (
-                    view,
-                    top_k(view, question, k, limits=self._limits, cancelled=cancelled, workers=self._workers),
-                )
+                yield view, self._alone(view, question, k, offset, cancelled)
             return
         names = tuple(choice.name for choice in question.checkpoints)
         key = (collection, names, question.scorer, question.missing)
-        me = _Waiting(question, k, cancelled)
+        me = _Waiting(question, k, offset, cancelled)
         try:
             self._stand_in_line(key, me)
             self._wait(key, me)
@@ -127,6 +127,9 @@ class SharedScans:
             yield me.lease.view, me.finish()
         finally:
             self._leave(me)
+
+    def _alone(self, view: CollectionView, question: Question, k: int, offset: int, cancelled: Cancelled) -> TopKAnswer:
+        return top_k(view, question, k, offset=offset, limits=self._limits, cancelled=cancelled, workers=self._workers)
 
     def _stand_in_line(self, key: _Key, me: _Waiting) -> None:
         with self._changing:
@@ -228,12 +231,12 @@ class SharedScans:
     def _member(self, view: CollectionView, one: _Waiting) -> _Member | None:
         """A query as part of a scan; None if something is wrong with it, which it is told."""
         try:
-            plan = plan_top_k(view, one.question, one.k, self._limits)
+            plan = plan_top_k(view, one.question, one.k, self._limits, offset=one.offset)
         except CovectorError as error:
             one.error = error
             return None
         scan = Scan(plan, None, view.row_id_count, one.cancelled, workers=self._workers)
-        return _Member(one, scan, Selection(scan, one.k, view.keys_of))
+        return _Member(one, scan, Selection(scan, one.k + one.offset, view.keys_of))
 
     def _leave(self, me: _Waiting) -> None:
         with self._changing:
@@ -270,6 +273,7 @@ class _Member:
         results = self.selection.ends()
         everything = Stage("filter", view.row_count, view.row_count, 0.0)
         stages = stages_of(self.selection, results, scan_s, time.perf_counter() - started)
+        results = tuple(ends.behind(self.one.offset) for ends in results)
         return TopKAnswer(results, (everything, *stages), self.one.question.scorer)
 
 

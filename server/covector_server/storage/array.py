@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ import numpy as np
 from crc32c import crc32c
 
 from covector.errors import Corrupt, Unavailable
+from covector_server.kernels.rows import joined_checksum
 from covector_server.limits import Limits
-from covector_server.storage.contract import ArrayState, BadRows, Places, Rows, Span
+from covector_server.storage.contract import ArrayState, BadRows, Piece, Places, Rows, Span
 from covector_server.storage.disk import Disk, SyncFailed
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.segment import MappedShard
@@ -51,18 +53,18 @@ class ZarrArray:
         self._disk.replace_json(self.directory / "zarr.json", self.layout.zarr_document(0))
         self._published = 0
 
-    def write(self, state: ArrayState, rows: Rows, syncs: Syncs) -> ArrayState:
+    def write(self, state: ArrayState, pieces: Sequence[Piece], syncs: Syncs) -> ArrayState:
         """Writes rows after those of ``state``, returns the state with them. Not durable before ``syncs`` are done."""
-        layout = self.layout
-        data = memoryview(np.ascontiguousarray(rows, dtype=layout.dtype).reshape(-1).view(np.uint8).data)
-        while data:
-            shard, row = divmod(state.row_count, layout.shard_rows)
-            room = (layout.shard_rows - row) * layout.row_bytes
-            parts, state = self._parts(state, data[:room])
-            descriptor = self._open(shard, syncs)
-            self._disk.write_parts(descriptor, parts, layout.row_offset_bytes(row))
-            syncs.add_file(descriptor)
-            data = data[room:]
+        parts: list[bytes | memoryview] = []
+        start, begun = state.row_count, state.row_count
+        for piece in pieces:
+            for rows in self._cut(piece, state.row_count):
+                if begun // self.layout.shard_rows != state.row_count // self.layout.shard_rows:
+                    self._write_parts(begun, parts, syncs)
+                    parts, begun = [], state.row_count
+                state = self._add(parts, state, rows)
+        if state.row_count > start:
+            self._write_parts(begun, parts, syncs)
         return state
 
     def close_after(self, row_count: int) -> None:
@@ -199,20 +201,35 @@ class ZarrArray:
                 offset_bytes += len(piece)
             self._disk.sync(descriptor)
 
-    def _parts(self, state: ArrayState, data: memoryview) -> tuple[list[bytes | memoryview], ArrayState]:
-        """Rows of one shard as they lie in its file, each chunk that becomes full with its checksum behind it."""
-        layout, row_count, checksum = self.layout, state.row_count, state.checksum
-        parts: list[bytes | memoryview] = []
-        while data:
-            room = (layout.chunk_rows - row_count % layout.chunk_rows) * layout.row_bytes
-            piece, data = data[:room], data[room:]
-            checksum = crc32c(piece, checksum)
-            parts.append(piece)
-            row_count += len(piece) // layout.row_bytes
-            if row_count % layout.chunk_rows == 0:
-                parts.append(checksum.to_bytes(CHECKSUM_BYTES, "little"))
-                checksum = 0
-        return parts, ArrayState(row_count, checksum)
+    def _cut(self, piece: Piece, row_count: int) -> Iterator[Piece]:
+        """A piece that goes behind ``row_count`` rows, cut where chunks end."""
+        start = 0
+        while start < len(piece.rows):
+            stop = start + self.layout.chunk_rows - (row_count + start) % self.layout.chunk_rows
+            checksums = None if piece.checksums is None else piece.checksums[start:stop]
+            yield Piece(piece.rows[start:stop], checksums)
+            start = stop
+
+    def _add(self, parts: list[bytes | memoryview], state: ArrayState, piece: Piece) -> ArrayState:
+        """Appends rows of one chunk to ``parts`` as they lie in the file: a chunk that becomes full has its checksum
+        behind it. Returns the state with them."""
+        layout = self.layout
+        rows = np.ascontiguousarray(piece.rows, dtype=layout.dtype)
+        data = memoryview(rows.reshape(-1).view(np.uint8).data)
+        checksum, row_count = joined_checksum(state.checksum, data, layout.row_bytes, piece.checksums), len(rows)
+        parts.append(data)
+        row_count += state.row_count
+        if row_count % layout.chunk_rows == 0:
+            parts.append(checksum.to_bytes(CHECKSUM_BYTES, "little"))
+            checksum = 0
+        return ArrayState(row_count, checksum)
+
+    def _write_parts(self, row_count: int, parts: list[bytes | memoryview], syncs: Syncs) -> None:
+        """Writes parts of one shard behind its rows."""
+        shard, row = divmod(row_count, self.layout.shard_rows)
+        descriptor = self._open(shard, syncs)
+        self._disk.write_parts(descriptor, parts, self.layout.row_offset_bytes(row))
+        syncs.add_file(descriptor)
 
     def _write_piece(self, descriptor: int, offset_bytes: int, piece: memoryview | bytes, checksum: int | None) -> None:
         self._disk.write(descriptor, piece, offset_bytes)

@@ -14,7 +14,7 @@ from covector.errors import Corrupt
 from covector_server.metadata.records import CheckpointCounters
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.chunks import Chunk, ShardFile
-from covector_server.storage.contract import ArrayState, Rows
+from covector_server.storage.contract import ArrayState, Piece, Rows
 from covector_server.storage.disk import Disk
 from covector_server.storage.generation import Check, GenerationCopy, array_files
 from covector_server.storage.positions import NO_POSITIONS, is_among
@@ -93,7 +93,7 @@ class CompactingCopy(GenerationCopy):
         return np.frombuffer(chunk.data, array.layout.dtype).reshape(chunk.row_count, *array.layout.item_shape)
 
     def _write(self, name: str, rows: Rows, syncs: Syncs) -> None:
-        self._states[name] = self.new.arrays[name].write(self._states[name], rows, syncs)
+        self._states[name] = self.new.arrays[name].write(self._states[name], [Piece(rows)], syncs)
 
     def _seal(self) -> None:
         for shard in range(self._sealed, self.full_shard_count()):

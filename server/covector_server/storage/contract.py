@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from covector.errors import Corrupt
+from covector_server.kernels.rows import Checksums
 from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.syncs import Syncs
 
@@ -23,6 +25,14 @@ class ArrayState:
 
     row_count: int = 0
     checksum: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows to write; ``checksums``: CRC-32C of each as it was received, if known."""
+
+    rows: Rows
+    checksums: Checksums | None = None
 
 
 class BadRows(Corrupt):
@@ -56,7 +66,7 @@ class RowArray(Protocol):
     layout: ArrayLayout
 
     def create(self) -> None: ...
-    def write(self, state: ArrayState, rows: Rows, syncs: Syncs) -> ArrayState: ...
+    def write(self, state: ArrayState, pieces: Sequence[Piece], syncs: Syncs) -> ArrayState: ...
     def close_after(self, row_count: int) -> None: ...
     def seal(self, shard: int) -> None: ...
     def complete_tail(self, state: ArrayState) -> None: ...

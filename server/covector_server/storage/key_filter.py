@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from covector_server.kernels import keys as kernels
 from covector_server.storage.key_hash import Hashes
 
 Words = npt.NDArray[np.uint64]
@@ -24,8 +25,11 @@ def filter_bits(hashes: Hashes) -> Words:
     return bits
 
 
-def may_hold(filter_: Words, hashes: Hashes, bits: Words) -> npt.NDArray[np.int64]:
-    """The places of the keys that the filter lets pass; ``bits``: ``filter_bits`` of them."""
+def may_hold(filter_: Words, hashes: Hashes) -> npt.NDArray[np.int64]:
+    """The places of the keys that the filter lets pass, ascending."""
+    if kernels.IS_COMPILED:
+        return kernels.filter_passed(filter_, hashes)
+    bits = filter_bits(hashes)
     return np.flatnonzero(filter_[word_of(hashes, len(filter_))] & bits == bits)
 
 

@@ -1,4 +1,4 @@
-"""64-bit hashes of encoded keys, a batch at a time in numpy.
+"""64-bit hashes of encoded keys, a batch at a time.
 
 A hash only finds candidates: whoever asks compares the keys themselves. So it need not be cryptographic, only well
 mixed and the same for ever, since runs of the key table hold it on disk: version 1 below is frozen, and golden hashes
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from covector.blocks import Column
+from covector_server.kernels import keys as kernels
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -25,6 +26,11 @@ _PADDED_BYTES = 4 << 20  # of keys padded to one length at once
 
 def hash_keys(keys: Column) -> Hashes:
     """uint64[rows]: the hashes of the encoded keys in a column."""
+    return kernels.hash_keys(keys.data, keys.ends) if kernels.IS_COMPILED else hash_keys_in_numpy(keys)
+
+
+def hash_keys_in_numpy(keys: Column) -> Hashes:
+    """The same without the compiled library."""
     ends = keys.ends.astype(np.int64)
     starts = np.concatenate([np.zeros(1, dtype=np.int64), ends])[:-1]
     lengths = ends - starts

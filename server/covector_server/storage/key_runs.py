@@ -61,9 +61,11 @@ class KeyRun:
         """The file's size."""
         return len(self._map)
 
-    def find(self, hashes: Hashes, bits: Words) -> Candidates:
-        """The rows with these hashes; ``bits``: ``filter_bits`` of them."""
-        passed = may_hold(self._filter, hashes, bits)
+    def find(self, hashes: Hashes) -> Candidates:
+        """The rows with these hashes."""
+        passed = may_hold(self._filter, hashes)
+        if not len(passed):
+            return Candidates(passed, passed)
         wanted = hashes[passed]
         buckets = self._buckets(wanted)
         stops = self._ends[buckets].astype(np.int64)

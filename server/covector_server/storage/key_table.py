@@ -24,7 +24,6 @@ from covector.errors import Corrupt
 from covector_server.metadata.catalog import Reader, Writer, number, numbers
 from covector_server.metadata.records import KeyRunRecord
 from covector_server.storage.disk import Disk
-from covector_server.storage.key_filter import filter_bits
 from covector_server.storage.key_hash import Hashes, hash_keys
 from covector_server.storage.key_runs import KeyRun, Source, Without, write_run
 from covector_server.storage.recent_keys import Candidates, RecentKeys, RowIds
@@ -228,10 +227,9 @@ class KeyTable:
 
     def _candidates(self, hashes: Hashes) -> Candidates:
         # Recent first: a table that is frozen, or becomes a run, meanwhile is then found in its new place.
-        bits = filter_bits(hashes)
-        parts = [self._recent.find(hashes, bits)]
-        parts += [table.find(hashes, bits) for table in self._frozen]
-        parts += [numbered.run.find(hashes, bits) for numbered in self._runs]
+        parts = [self._recent.find(hashes)]
+        parts += [table.find(hashes) for table in self._frozen]
+        parts += [numbered.run.find(hashes) for numbered in self._runs]
         return Candidates.joined(parts)
 
     @property

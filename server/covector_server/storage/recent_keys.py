@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from covector_server.kernels import keys as kernels
 from covector_server.storage.key_filter import KEYS_PER_WORD, Words, add_to, may_hold
 from covector_server.storage.key_hash import Hashes
 from covector_server.storage.positions import is_among
@@ -68,10 +69,10 @@ class RecentKeys:
             self._slots.put(hashes, row_ids)
         self.stop_row_id = max(self.stop_row_id, int(row_ids.max()) + 1)
 
-    def find(self, hashes: Hashes, bits: Words) -> Candidates:
-        """The rows with these hashes; ``bits``: ``filter_bits`` of them."""
+    def find(self, hashes: Hashes) -> Candidates:
+        """The rows with these hashes."""
         slots = self._slots
-        passed = may_hold(slots.filter, hashes, bits)
+        passed = may_hold(slots.filter, hashes)
         if not len(passed):
             return Candidates(passed, passed)
         found = slots.find(hashes[passed])
@@ -123,6 +124,9 @@ class _Slots:
         return _Slots(np.zeros(count, dtype=np.uint64), np.full(count, _NO_ROW, dtype=np.int64), words)
 
     def put(self, hashes: Hashes, row_ids: RowIds) -> None:
+        if kernels.IS_COMPILED:
+            kernels.slots_put((self.hashes, self.row_ids, self.filter), hashes, row_ids)
+            return
         asked = hashes
         mask = len(self.row_ids) - 1
         slots = (hashes & np.uint64(mask)).astype(np.int64)
@@ -136,6 +140,8 @@ class _Slots:
         add_to(self.filter, asked)  # last: whoever passes finds the row
 
     def find(self, hashes: Hashes) -> Candidates:
+        if kernels.IS_COMPILED:
+            return Candidates(*kernels.slots_find(self.hashes, self.row_ids, hashes))
         mask = len(self.row_ids) - 1
         slots = (hashes & np.uint64(mask)).astype(np.int64)
         places = np.arange(len(hashes))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from crc32c import crc32c
 
-from covector_server.storage.contract import ArrayState, Places, Rows, Span
+from covector_server.storage.contract import ArrayState, Piece, Places, Rows, Span
 from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.syncs import Syncs
 
@@ -21,8 +23,9 @@ class MemoryArray:
     def create(self) -> None:
         self._rows = self._rows[:0]
 
-    def write(self, state: ArrayState, rows: Rows, syncs: Syncs) -> ArrayState:
-        self._rows = np.concatenate([self._rows[: state.row_count], np.asarray(rows, dtype=self.layout.dtype)])
+    def write(self, state: ArrayState, pieces: Sequence[Piece], syncs: Syncs) -> ArrayState:
+        given = [np.asarray(piece.rows, dtype=self.layout.dtype) for piece in pieces]
+        self._rows = np.concatenate([self._rows[: state.row_count], *given])
         row_count = len(self._rows)
         return ArrayState(row_count, self.checksum_of_tail(row_count))
 
