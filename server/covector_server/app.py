@@ -37,6 +37,7 @@ from covector_server.jobs.operations import Operations
 from covector_server.jobs.postings import PostingsIndexer
 from covector_server.jobs.scrub import Scrubber
 from covector_server.limits import Limits
+from covector_server.query.workers import Workers
 from covector_server.rpc.admin import AdminParts, AdminServicer
 from covector_server.rpc.authentication import ApiKeyInterceptor
 from covector_server.rpc.collections import CollectionsServicer
@@ -104,6 +105,7 @@ class Server:
             dead_bytes_min=config.limits.compact_dead_bytes_min,
         )
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
+        self._scanning = Workers(config.scan_threads)
         self._ingest = ThreadPoolExecutor(config.ingest_threads, thread_name_prefix="ingest")
         self._writers = IngestServicer(self._store, self._committer, self._ingest, config.limits)
         self._health = health.aio.HealthServicer()
@@ -139,6 +141,7 @@ class Server:
         self._maintenance.stop()
         self._committer.stop()
         self._queries.shutdown(wait=True, cancel_futures=True)
+        self._scanning.close()
         self._ingest.shutdown(wait=True, cancel_futures=True)
         self._store.close()
 
@@ -168,7 +171,9 @@ class Server:
             CollectionsServicer(store, committer, self._operations, limits, self._compactor), server
         )
         server.add_generic_rpc_handlers((self._writers.handlers(),))
-        query_pb2_grpc.add_QueryServiceServicer_to_server(QueryServicer(open_view, self._queries, limits), server)
+        query_pb2_grpc.add_QueryServiceServicer_to_server(
+            QueryServicer(open_view, self._queries, limits, self._scanning), server
+        )
         rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits, delete), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(
             OperationsServicer(self._operations, limits), server

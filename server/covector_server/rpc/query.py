@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from covector.v1 import query_pb2_grpc, types_pb2
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled
-from covector_server.query.engine import scores, self_influence, top_k
+from covector_server.query.engine import scores, self_influence
 from covector_server.query.filter import parse_where
 from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_details, named_scores, told_before
 from covector_server.query.question import (
@@ -34,7 +35,9 @@ from covector_server.query.question import (
     ScoreBlock,
     TopKAnswer,
 )
+from covector_server.query.sharing import SharedScans
 from covector_server.query.stored_queries import with_stored_vectors
+from covector_server.query.workers import Workers
 from covector_server.rpc.admission import QueryAdmission, QueryShare
 from covector_server.rpc.convert import damage_to_message, kind_from_message, space_from_message
 from covector_server.rpc.edge import streaming
@@ -58,10 +61,14 @@ _DAMAGED: tuple[Damaged, ...] = ("fail", "fail", "omit")
 class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     """Translates; the engine answers, in the pool."""
 
-    def __init__(self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits) -> None:
+    def __init__(
+        self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits, workers: Workers | None = None
+    ) -> None:
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
+        self._workers = workers
+        self._shared = SharedScans(open_view, limits, workers)
         self.admission = QueryAdmission(limits)
 
     @streaming
@@ -137,9 +144,9 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     def _answer(self, spec: pb.TopKSpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
         if spec.query.self_influence:
             raise InvalidInput("what rows score for themselves is asked of Scores, for all rows")
-        with self._open_view(spec.query.collection) as view:
-            question = self._question(view, spec.query, vectors)
-            answer = top_k(view, question, spec.k, offset=spec.offset, limits=self._limits, cancelled=cancelled)
+        question = self._top_k_question(spec.query, vectors)
+        asked = self._shared.top_k(spec.query.collection, question, spec.k, offset=spec.offset, cancelled=cancelled)
+        with asked as (view, answer):
             damages, on_damage = answer.damages, None
             if question.damaged == "omit" and not spec.keys_only:
                 details = damaged_details(view, answer, self._limits, cancelled)
@@ -152,7 +159,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
         with self._open_view(spec.collection) as view:
             question = self._question(view, spec, vectors)
-            ask = self_influence if spec.self_influence else scores
+            ask = self_influence if spec.self_influence else partial(scores, workers=self._workers)
             stream = ask(view, question, limits=self._limits, cancelled=cancelled)
             row_count = 0
             for block in stream.blocks:
@@ -161,6 +168,13 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             damages = _taken(stream.omissions)
             if damages or not row_count:  # the client still learns how many results there are
                 yield pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count, damages=damages)
+
+    def _top_k_question(self, spec: pb.QuerySpec, vectors: Vectors) -> Question:
+        """The question, before the view is taken that it is answered in."""
+        if not spec.HasField("stored_keys"):
+            return question_of(spec, vectors)
+        with self._open_view(spec.collection) as view:
+            return self._question(view, spec, vectors)
 
     def _question(self, view: CollectionView, spec: pb.QuerySpec, vectors: Vectors) -> Question:
         question = question_of(spec, vectors)

@@ -18,7 +18,8 @@ from covector_server.storage.contract import ArrayState, BadRows, RowArray, Rows
 from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
 from covector_server.storage.positions import NO_POSITIONS, PositionFinder
-from covector_server.storage.view import Positions, RowIds, Tile
+from covector_server.storage.strips import StoredStrip, live_mask
+from covector_server.storage.view import Positions, RowIds, StripSource, Tile
 
 MakeArray = Callable[[Path, ArrayLayout], RowArray]
 
@@ -114,14 +115,6 @@ class StoredCheckpoint:
             array.close()
 
 
-def live_mask(dead: Positions, start: int, stop: int) -> npt.NDArray[np.bool_]:
-    """Which of the positions [start, stop) are not among the sorted dead ones."""
-    low, high = np.searchsorted(dead, (start, stop))
-    live = np.ones(stop - start, dtype=bool)
-    live[dead[low:high] - start] = False
-    return live
-
-
 @dataclass(frozen=True, slots=True)
 class StoredCheckpointView:
     """``view.CheckpointView`` on mapped shards."""
@@ -164,11 +157,38 @@ class StoredCheckpointView:
                 tile = self._chosen_tile(start, stop, row_id_range)
             except BadRows as bad:  # of a column's chunk: the rest of the shard
                 stop = min(bad.stop, self.position_count)
-                self._meet(bad, on_damage, self._live_count(start, stop, row_id_range))
+                self.meet(bad, on_damage, self.live_count(start, stop, row_id_range))
                 tile = None
             if tile is not None:
                 yield tile
             start = stop
+
+    def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
+        """What ``tiles`` gives, as sources; see ``view.CheckpointView``."""
+        for start, stop in self._stretches(rows_max):
+            strip = StoredStrip(self, start, stop, row_id_range)
+            if row_id_range is None or strip.may_have_rows():
+                yield strip
+
+    def strips_of(self, row_ids: RowIds, rows_max: int, on_damage: OnDamage | None = None) -> Iterator[StripSource]:
+        """Those of the rows that are here, in order of arrival; see ``view.CheckpointView``."""
+        positions, _ = self._positions_of(row_ids, on_damage)
+        positions = np.sort(positions[positions >= 0])
+        shard_of = positions // self.record.shard_rows
+        for shard in np.unique(shard_of):
+            here = positions[shard_of == shard]
+            for first in range(0, len(here), rows_max):
+                some = here[first : first + rows_max]
+                yield StoredStrip(self, int(some[0]), int(some[-1]) + 1, positions=some)
+
+    def _stretches(self, rows_max: int) -> Iterator[tuple[int, int]]:
+        """All positions, cut at shards and, if ``rows_max`` is not below a chunk's rows, at chunks."""
+        shard_rows, chunk_rows = self.record.shard_rows, self.record.chunk_rows
+        step = rows_max - rows_max % chunk_rows or rows_max
+        for shard in range(0, self.position_count, shard_rows):
+            end = min(shard + shard_rows, self.position_count)
+            for start in range(shard, end, step):
+                yield start, min(start + step, end)
 
     def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
         """The rows with these ids, in this order; see ``view.CheckpointView``."""
@@ -183,7 +203,7 @@ class StoredCheckpointView:
             try:
                 tile = self._tile(start, min(start + chunk_rows, self.position_count))
             except BadRows as bad:
-                self._meet(bad, on_damage, len(here))
+                self.meet(bad, on_damage, len(here))
                 continue
             pieces.append(_pick(tile, positions[here] - start))
             places.append(here)
@@ -201,7 +221,7 @@ class StoredCheckpointView:
         bad: list[BadRows] = []
         found = self.positions.find(row_ids, self.position_count, self.dead, bad.append)
         for one in bad:
-            self._meet(one, on_damage, 0)
+            self.meet(one, on_damage, 0)
         return found, bool(bad)
 
     def _chosen_tile(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> Tile | None:
@@ -210,7 +230,7 @@ class StoredCheckpointView:
             return self._tile(start, stop)
         return _pick(self._tile(start, stop), chosen) if chosen.any() else None
 
-    def _meet(self, bad: BadRows, on_damage: OnDamage | None, left_out: int) -> None:
+    def meet(self, bad: BadRows, on_damage: OnDamage | None, left_out: int) -> None:
         """Tells of rows that cannot be read. Raises Corrupt without a sink."""
         stop = min(bad.stop, self.position_count)
         row_ids = self._readable_row_ids(bad.start, stop)
@@ -219,10 +239,10 @@ class StoredCheckpointView:
             f"collection {self.damages.collection!r}, checkpoint {self.name!r}, rows at positions {bad.start} to "
             f"{stop - 1}{ids}: {bad.reason}"
         )
-        damage = Damage(self.name, str(bad.path), message, self._live_count(bad.start, stop, None))
+        damage = Damage(self.name, str(bad.path), message, self.live_count(bad.start, stop, None))
         self.damages.meet(damage, on_damage, left_out)
 
-    def _live_count(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> int:
+    def live_count(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> int:
         """Live rows at positions [start, stop) of one shard, with ids in the range; if none can be read, all of them
         are in the range that begins at 0."""
         live = live_mask(self.dead, start, stop)
@@ -233,26 +253,27 @@ class StoredCheckpointView:
 
     def _readable_row_ids(self, start: int, stop: int) -> Rows | None:
         try:
-            return self._column("row_ids", start, stop)
+            return self.column("row_ids", start, stop)
         except BadRows:
             return None
 
     def _chosen(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> npt.NDArray[np.bool_] | None:
         live = live_mask(self.dead, start, stop)
         if row_id_range is not None:
-            row_ids = self._column("row_ids", start, stop)
+            row_ids = self.column("row_ids", start, stop)
             live &= (row_ids >= row_id_range[0]) & (row_ids < row_id_range[1])
         return None if live.all() else live
 
     def _tile(self, start: int, stop: int) -> Tile:
         return Tile(
-            rows=self._column("gradients", start, stop),
-            scales=self._column("scales", start, stop),
-            row_ids=self._column("row_ids", start, stop).astype(np.int64),
-            trak_q=self._column("trak_q", start, stop),
+            rows=self.column("gradients", start, stop),
+            scales=self.column("scales", start, stop),
+            row_ids=self.column("row_ids", start, stop).astype(np.int64),
+            trak_q=self.column("trak_q", start, stop),
         )
 
-    def _column(self, name: str, start: int, stop: int) -> Rows:
+    def column(self, name: str, start: int, stop: int) -> Rows:
+        """Rows [start, stop) of an array, which must lie in one chunk. Raises BadRows."""
         return self.arrays[name].read(start, stop, self.position_count)
 
 
