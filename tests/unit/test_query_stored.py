@@ -69,10 +69,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[covector.Co
 def test_stored_rows_ask_as_their_gradients_do(collection: covector.Collection, names: list[str]) -> None:
     asked = [KEYS[4], KEYS[7], KEYS[4]]
     found = collection.query(keys=asked, k=5, scorer="cosine", checkpoints=names)
-    gradients = {
-        name: np.stack([row.gradient for row in collection.get(asked, gradients=True, checkpoint=name)])
-        for name in names
-    }
+    gradients = {name: stored_at(name)[[4, 7, 4]].astype(np.float32) for name in names}
     expected = collection.query(gradients, k=5, scorer="cosine")
     assert found.hits == expected.hits
     assert [hits.proponents[0].key for hits in found] == asked

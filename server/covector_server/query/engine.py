@@ -12,8 +12,10 @@ from covector.errors import InvalidInput
 from covector.types import Stage
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
+from covector_server.query.field_codes import field_codes
 from covector_server.query.filter import find_rows
-from covector_server.query.omission import Omissions, rows_with_keys
+from covector_server.query.grouping import GroupedAnswer, Groups, select_groups
+from covector_server.query.omission import Omissions, settled
 from covector_server.query.planner import Plan, plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
 from covector_server.query.scan import Mask, Scan, blocks_by_arrival, blocks_by_row_id
@@ -56,19 +58,49 @@ def top_k(
     k += offset  # ranks are known from the first on
     omissions = _omissions(question, limits)
     mask, filter_stage = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
-    lost: set[int] = set()
-    while True:
-        left_out, lost_count = _omissions(question, limits), len(lost)
-        scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(left_out), workers)
+
+    def attempt(
+        mask: Mask | None, on_damage: OnDamage | None, lost: set[int]
+    ) -> tuple[tuple[tuple[Ends, ...], tuple[Stage, Stage]], bool]:
+        scan = Scan(plan, mask, view.row_id_count, cancelled, on_damage, workers)
         results, stages, all_named = _select(view, scan, k, lost)
-        if len(lost) > lost_count:
-            continue  # others gave way to rows that are damaged by now: once more, without these
-        if all_named or omissions is None:
-            break
-        mask = rows_with_keys(view, mask, omissions, cancelled)  # some of the best cannot be named: once more
-    damages = () if omissions is None or left_out is None else (*omissions.take(), *left_out.take())
+        return (results, stages), all_named
+
+    (results, stages), damages = settled(view, mask, omissions, cancelled, attempt)
     results = tuple(ends.behind(offset) for ends in results)
     return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages)
+
+
+def grouped(
+    view: CollectionView,
+    question: Question,
+    k: int,
+    field: str,
+    *,
+    limits: Limits | None = None,
+    cancelled: Cancelled = never,
+    workers: Workers | None = None,
+) -> GroupedAnswer:
+    """Both ends of the rows of each value of a metadata field, k rows each, and what the rows of each score together.
+
+    Exact; raises as ``top_k`` and ``field_codes`` do.
+    """
+    limits = limits or Limits()
+    plan = plan_top_k(view, question, k, limits)
+    omissions = _omissions(question, limits)
+    mask, filter_stage = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
+    coded = field_codes(view, field, limits, cancelled, _sink(omissions))
+    hit_count = 2 * k * plan.result_count * len(coded.values)
+    limits.check("result_hits", hit_count, "hits of all results and groups together")
+
+    def attempt(
+        mask: Mask | None, on_damage: OnDamage | None, lost: set[int]
+    ) -> tuple[tuple[Groups, tuple[Stage, Stage]], bool]:
+        scan = Scan(plan, mask, view.row_id_count, cancelled, on_damage, workers)
+        return select_groups(view, scan, k, coded, lost)
+
+    (groups, stages), damages = settled(view, mask, omissions, cancelled, attempt)
+    return GroupedAnswer(groups, (filter_stage, *stages), question.scorer, damages)
 
 
 def plan_top_k(view: CollectionView, question: Question, k: int, limits: Limits, *, offset: int = 0) -> Plan:

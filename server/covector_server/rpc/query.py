@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -21,8 +22,9 @@ from covector.v1 import query_pb2_grpc, types_pb2
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled
-from covector_server.query.engine import scores, self_influence
+from covector_server.query.engine import grouped, scores, self_influence
 from covector_server.query.filter import parse_where
+from covector_server.query.grouping import Group, GroupedAnswer
 from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_details, named_scores, told_before
 from covector_server.query.question import (
     CheckpointChoice,
@@ -145,16 +147,36 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         if spec.query.self_influence:
             raise InvalidInput("what rows score for themselves is asked of Scores, for all rows")
         question = self._top_k_question(spec.query, vectors)
+        if spec.group_by:
+            yield from self._grouped(spec, question, cancelled)
+            return
         asked = self._shared.top_k(spec.query.collection, question, spec.k, offset=spec.offset, cancelled=cancelled)
         with asked as (view, answer):
             damages, on_damage = answer.damages, None
             if question.damaged == "omit" and not spec.keys_only:
-                details = damaged_details(view, answer, self._limits, cancelled)
+                details = damaged_details(view, answer.results, self._limits, cancelled)
                 damages, on_damage = (*damages, *details), told_before(details)
-            yield pb.QueryResponse(summary=_summary(answer, damages))
+            yield pb.QueryResponse(summary=_summary(answer, len(answer.results), damages))
             for index, ends in enumerate(answer.results):
                 for hits in _hit_messages(view, index, ends, spec.keys_only, on_damage):
                     yield pb.QueryResponse(hits=hits)
+
+    def _grouped(self, spec: pb.TopKSpec, question: Question, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
+        if spec.offset:
+            raise InvalidInput("groups come without an offset; ask for more hits of each", field="offset")
+        with self._open_view(spec.query.collection) as view:
+            ask = partial(grouped, limits=self._limits, cancelled=cancelled, workers=self._workers)
+            answer = ask(view, question, spec.k, spec.group_by)
+            damages, on_damage = answer.damages, None
+            if question.damaged == "omit" and not spec.keys_only:
+                ends = (group.ends for groups in answer.results for group in groups)
+                details = damaged_details(view, ends, self._limits, cancelled)
+                damages, on_damage = (*damages, *details), told_before(details)
+            yield pb.QueryResponse(summary=_summary(answer, len(answer.results), damages))
+            for index, groups in enumerate(answer.results):
+                for group in groups:
+                    for hits in _hit_messages(view, index, group.ends, spec.keys_only, on_damage):
+                        yield pb.QueryResponse(group=_group_message(group, hits))
 
     def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
         with self._open_view(spec.collection) as view:
@@ -218,11 +240,11 @@ def _spec_message(message: AnyRequest | None) -> AnyRequest:
     return message
 
 
-def _summary(answer: TopKAnswer, damages: Iterable[Damage]) -> pb.QuerySummary:
+def _summary(answer: TopKAnswer | GroupedAnswer, result_count: int, damages: Iterable[Damage]) -> pb.QuerySummary:
     return pb.QuerySummary(
         exact=True,
         stages=[_stage(stage) for stage in answer.stages],
-        result_count=len(answer.results),
+        result_count=result_count,
         scorer=answer.scorer,
         damages=[damage_to_message(damage) for damage in damages],
     )
@@ -245,6 +267,17 @@ def _hit_messages(
             getattr(message, field).append(hit)
             size_bytes += hit.ByteSize()
     yield message
+
+
+def _group_message(group: Group, hits: pb.ResultHits) -> pb.GroupHits:
+    return pb.GroupHits(
+        result_index=hits.result_index,
+        value_json="" if group.value is None else json.dumps(group.value, ensure_ascii=False),
+        row_count=group.row_count,
+        score_sum=group.score_sum,
+        proponents=hits.proponents,
+        opponents=hits.opponents,
+    )
 
 
 def _hits(view: CollectionView, end: End, keys_only: bool, on_damage: OnDamage | None) -> Iterator[pb.Hit]:
