@@ -11,7 +11,7 @@
 #endif
 
 #define COVECTOR_API __attribute__((visibility("default")))
-#define COVECTOR_VERSION 3
+#define COVECTOR_VERSION 4
 
 COVECTOR_API int32_t covector_version(void);
 
@@ -107,5 +107,9 @@ COVECTOR_API void covector_slots_put(uint64_t *slot_hashes, int64_t *slot_rows, 
 COVECTOR_API size_t covector_slots_find(const uint64_t *slot_hashes, const int64_t *slot_rows, size_t slot_count,
                                         const uint64_t *hashes, size_t count, int64_t *places, int64_t *row_ids,
                                         size_t found_max);
+
+/* codes.c. products[i]: of the first rank codes of row i, which begin stride bytes apart, with vector. */
+COVECTOR_API void covector_code_products(const int8_t *codes, size_t row_count, size_t rank, size_t stride,
+                                         const float *vector, float *products);
 
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,14 +11,14 @@ from covector import queries as asking
 from covector.connection import Connection
 from covector.errors import InvalidInput
 from covector.inputs import Keys, Origin, given_rows
-from covector.messages import checkpoint_from_message, filter_json
+from covector.messages import checkpoint_from_message, filter_json, index_from_message
 from covector.operation import Operation
 from covector.queries import Asking, Checkpoints, Damaged, Missing, Queries, Reduce, Rules
 from covector.results import Scores, read_result
 from covector.row_stream import OnConflict, RowStream, StreamOptions
 from covector.rows import checked_checkpoint, delete_rows, get_rows, missing_keys
-from covector.types import CheckpointInfo, Key, Metadata, QueryResult, Row, Space
-from covector.v1 import collections_pb2, query_pb2, rows_pb2
+from covector.types import CheckpointInfo, IndexInfo, Key, Metadata, QueryResult, Row, Space
+from covector.v1 import collections_pb2, indexes_pb2, query_pb2, rows_pb2
 from covector.writer import Writer
 
 
@@ -220,6 +221,45 @@ class Collection:
         response = self._connection.call(self._connection.collections.CompactCollection, request)
         return Operation(self._connection, response.operation)
 
+    def build_index(
+        self,
+        kind: str = "subspace",
+        *,
+        scorer: str = "dot",
+        checkpoint: str | None = None,
+        recall: float | None = None,
+        **parameters: Any,
+    ) -> Operation:
+        """Starts to build an index, which queries then use by themselves where it costs less than exact search. It
+        takes the place of the index of its kind, checkpoint and scorers, which serves until then.
+
+        scorer: what its recall is measured for, on rows of the collection asked as queries. checkpoint: may be left out
+        if there is only one. recall: what it should reach, such as 0.99; the result's ``warning`` says if it does not.
+        parameters: of the kind, instead of its own choice: ``rank`` of a ``subspace``.
+        """
+        request = indexes_pb2.BuildIndexRequest(
+            collection=self._name,
+            kind=kind,
+            checkpoint="" if checkpoint is None else checked_checkpoint(checkpoint),
+            scorer=scorer,
+            recall=_checked_recall(recall),
+            parameters_json=json.dumps(parameters) if parameters else "",
+            request_id=str(uuid.uuid4()),
+        )
+        response = self._connection.call(self._connection.indexes.BuildIndex, request)
+        return Operation(self._connection, response.operation)
+
+    def indexes(self) -> list[IndexInfo]:
+        """Its indexes, oldest first, with the recall that was measured."""
+        request = indexes_pb2.ListIndexesRequest(collection=self._name)
+        pages = self._connection.pages(self._connection.indexes.ListIndexes, request)
+        return [index_from_message(message) for page in pages for message in page.indexes]
+
+    def drop_index(self, id: str) -> None:  # noqa: A002 - what everybody calls it
+        """Drops an index; rows are not touched. Raises NotFound."""
+        request = indexes_pb2.DropIndexRequest(collection=self._name, id=id)
+        self._connection.call(self._connection.indexes.DropIndex, request)
+
     def publish(self) -> Operation:
         """Starts to make every stored row, the partial last shard included, readable by Zarr tools."""
         request = collections_pb2.PublishCollectionRequest(collection=self._name, request_id=str(uuid.uuid4()))
@@ -242,6 +282,13 @@ class Collection:
             names = [checkpoint.name for checkpoint in self.checkpoints()]
             checkpoints = names if len(names) == 1 else None
         return asking.asking(queries, checkpoints, self._space, self._name)
+
+
+def _checked_recall(recall: float | None) -> float:
+    """The recall as it is sent, 0 for none."""
+    if recall is not None and not 0 < recall < 1:
+        raise InvalidInput(f"recall is a share above 0 and below 1, such as 0.99, not {recall!r}", field="recall")
+    return recall or 0.0
 
 
 def _requests(request: Any, spec: Any, asked: Asking) -> Iterator[Any]:

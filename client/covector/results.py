@@ -81,6 +81,7 @@ def read_result(responses: Iterator[query_pb2.QueryResponse]) -> QueryResult:
         index=summary.index or None,
         fit=summary.fit or None,
         damages=tuple(map(damage_from_message, summary.damages)),
+        reason=summary.reason,
     )
 
 

@@ -38,6 +38,8 @@ class Limits:
     filter_depth: int = 32
     postings_build_bytes: int = 32 << 20
     postings_cache_bytes: int = 128 << 20
+    indexes: int = 64  # of a collection
+    index_cache_bytes: int = 4 << 30  # that open indexes keep, mapped or not
     page_size: int = 1_000
     wait_s: float = 60.0
     part_wait_s: float = 30.0

@@ -96,6 +96,7 @@ def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
     matching = result.stages[0].rows_out if result.stages else 0
     at = f" at {', '.join(given.checkpoint)}" if given.checkpoint else ""
     how = "exact" if result.exact else f"by index {result.index}"
+    how += f" ({result.reason})" if result.reason else ""
     print(f"{result.scorer}{at}: {matching:,} matching rows in {1e3 * seconds:.1f} ms, {how}")
     for damage in result.damages:
         print(f"left out as damaged: {said_damage(damage)}")

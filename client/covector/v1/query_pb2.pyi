@@ -128,7 +128,7 @@ class Stage(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows_in: _Optional[int] = ..., rows_out: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class QuerySummary(_message.Message):
-    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer", "damages")
+    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer", "damages", "reason")
     EXACT_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,7 @@ class QuerySummary(_message.Message):
     RESULT_COUNT_FIELD_NUMBER: _ClassVar[int]
     SCORER_FIELD_NUMBER: _ClassVar[int]
     DAMAGES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     exact: bool
     stages: _containers.RepeatedCompositeFieldContainer[Stage]
     index: str
@@ -143,7 +144,8 @@ class QuerySummary(_message.Message):
     result_count: int
     scorer: str
     damages: _containers.RepeatedCompositeFieldContainer[Damage]
-    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ...) -> None: ...
+    reason: str
+    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("key", "score", "text", "metadata_json")

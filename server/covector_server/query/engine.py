@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from covector.attribution.scoring import to_float32
-from covector.errors import InvalidInput
+from covector.errors import Corrupt, InvalidInput
 from covector.types import Stage
+from covector_server.index.cache import IndexCache
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
+from covector_server.query.candidates import IndexSearch
+from covector_server.query.choosing import choose
 from covector_server.query.field_codes import field_codes
 from covector_server.query.filter import find_rows
 from covector_server.query.grouping import GroupedAnswer, Groups, select_groups
@@ -46,8 +49,10 @@ def top_k(
     limits: Limits | None = None,
     cancelled: Cancelled = never,
     workers: Workers | None = None,
+    indexes: IndexCache | None = None,
 ) -> TopKAnswer:
-    """Both ends, k rows each behind the best ``offset``, of every result; exact. ``workers`` scan, or this thread does.
+    """Both ends, k rows each behind the best ``offset``, of every result; exact, or by an index where ``indexes`` are
+    given and one costs less. ``workers`` scan, or this thread does.
 
     The stages count rows over all results: a row that is re-scored for two of them counts twice. Raises as
     ``plan_question`` and ``find_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
@@ -58,6 +63,11 @@ def top_k(
     k += offset  # ranks are known from the first on
     omissions = _omissions(question, limits)
     mask, filter_stage = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
+    asked = _Asked(view, question, plan, k, mask, filter_stage, cancelled, workers)
+    answer, reason = _by_index(asked, indexes) if indexes is not None else (None, "")
+    if answer is not None:
+        damages = () if omissions is None else omissions.take()
+        return replace(answer, results=tuple(ends.behind(offset) for ends in answer.results), damages=damages)
 
     def attempt(
         mask: Mask | None, on_damage: OnDamage | None, lost: set[int]
@@ -68,7 +78,71 @@ def top_k(
 
     (results, stages), damages = settled(view, mask, omissions, cancelled, attempt)
     results = tuple(ends.behind(offset) for ends in results)
-    return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages)
+    return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages, reason=reason)
+
+
+def top_k_by_index(
+    view: CollectionView,
+    question: Question,
+    k: int,
+    indexes: IndexCache,
+    *,
+    offset: int = 0,
+    limits: Limits | None = None,
+    cancelled: Cancelled = never,
+    workers: Workers | None = None,
+) -> tuple[TopKAnswer | None, str]:
+    """The answer of an index to a question about all rows, or why exact search is the better way. Raises as ``top_k``
+    does."""
+    plan = plan_top_k(view, question, k, limits or Limits(), offset=offset)
+    everything = Stage("filter", view.row_count, view.row_count, 0.0)
+    asked = _Asked(view, question, plan, k + offset, None, everything, cancelled, workers)
+    answer, reason = _by_index(asked, indexes)
+    if answer is None:
+        return None, reason
+    return replace(answer, results=tuple(ends.behind(offset) for ends in answer.results)), ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A checked question whose filter was applied."""
+
+    view: CollectionView
+    question: Question
+    plan: Plan
+    k: int
+    mask: Mask | None
+    filter_stage: Stage
+    cancelled: Cancelled
+    workers: Workers | None
+
+
+def _by_index(asked: _Asked, indexes: IndexCache) -> tuple[TopKAnswer | None, str]:
+    """The answer of an index, or why there is none. What an index leads to may be damaged: if damaged rows are to be
+    left out, exact search finds all of them."""
+    view, plan, question = asked.view, asked.plan, asked.question
+    match_count = None if asked.mask is None else asked.filter_stage.rows_out
+    choice = choose(view, plan, question, asked.k, match_count, indexes)
+    if choice.listed is None:
+        return None, choice.reason
+    record = choice.listed.record
+    index = indexes.open(choice.listed, lambda: check_cancelled(asked.cancelled))
+    if index is None:
+        return None, f"index {record.id} is damaged: {indexes.trouble(choice.listed)}"
+
+    def exact_search(newer: Plan) -> tuple[tuple[Ends, ...], tuple[Stage, ...], bool]:
+        scan = Scan(newer, asked.mask, view.row_id_count, asked.cancelled, workers=asked.workers)
+        return _select(view, scan, asked.k)
+
+    try:
+        search = IndexSearch(view, plan, asked.k, asked.mask, record, asked.cancelled)
+        results, stages = search.run(index, exact_search)
+    except Corrupt as error:
+        if question.damaged == "fail":
+            raise
+        return None, f"rows that index {record.id} led to are damaged: {error.message}"
+    stages = (asked.filter_stage, *stages)
+    return TopKAnswer(results, stages, question.scorer, index=record.id, reason=choice.reason), ""
 
 
 def grouped(

@@ -36,12 +36,15 @@ Groups = tuple[tuple[Group, ...], ...]  # of each result, the largest sum first
 
 @dataclass(frozen=True, slots=True)
 class GroupedAnswer:
-    """The groups of each result that have rows, the stages that found them, and what was left out."""
+    """The groups of each result that have rows, the stages that found them, and what was left out. No index is used:
+    every row counts in its group's sum."""
 
     results: Groups
     stages: tuple[Stage, ...]
     scorer: str
     damages: tuple[Damage, ...] = ()
+    index: str = ""
+    reason: str = "every row counts in the sum of its group"
 
 
 @dataclass(slots=True)

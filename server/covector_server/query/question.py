@@ -37,7 +37,7 @@ class Question:
     each. ``missing``: whether a row without a gradient at one of the checkpoints is left out, or that checkpoint adds
     nothing to it; a row with a gradient at none of them is left out always. ``damaged``: whether rows whose stored
     bytes are damaged fail the question or are left out, as ``query.omission`` says. ``space`` and ``kind`` are the
-    query's; without a space only the dim is checked.
+    query's; without a space only the dim is checked. ``exact``: use no index.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -50,6 +50,7 @@ class Question:
     damaged: Damaged = "fail"
     space: Space | None = None
     kind: GradientKind = field(default_factory=GradientKind)
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +80,15 @@ class Ends:
 
 @dataclass(frozen=True, slots=True)
 class TopKAnswer:
-    """The ends of each result, the stages that found them, and what was left out under ``damaged="omit"``."""
+    """The ends of each result, the stages that found them, and what was left out under ``damaged="omit"``. ``index``:
+    the id of the one used, empty for exact search; ``reason``: why that way, for people."""
 
     results: tuple[Ends, ...]
     stages: tuple[Stage, ...]
     scorer: str
     damages: tuple[Damage, ...] = ()
+    index: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

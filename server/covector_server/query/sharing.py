@@ -24,10 +24,11 @@ import numpy as np
 
 from covector.errors import CovectorError
 from covector.types import Stage
+from covector_server.index.cache import IndexCache
 from covector_server.kernels.topk import Scored
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
-from covector_server.query.engine import plan_top_k, stages_of, top_k
+from covector_server.query.engine import plan_top_k, stages_of, top_k, top_k_by_index
 from covector_server.query.planner import Plan, Term
 from covector_server.query.question import Question, TopKAnswer
 from covector_server.query.scan import Scan, blocks_by_arrival
@@ -104,7 +105,10 @@ class _Lease:
 class SharedScans:
     """The lines of one server. Any thread may ask; it is the askers' threads that lead."""
 
-    def __init__(self, open_view: OpenView, limits: Limits, workers: Workers | None) -> None:
+    def __init__(
+        self, open_view: OpenView, limits: Limits, workers: Workers | None, indexes: IndexCache | None = None
+    ) -> None:
+        self._indexes = indexes
         self._open_view = open_view
         self._limits = limits
         self._workers = workers
@@ -121,6 +125,13 @@ class SharedScans:
             with self._open_view(collection) as view:
                 yield view, self._alone(view, question, k, offset, cancelled)
             return
+        reason = ""
+        if self._indexes is not None:
+            with self._open_view(collection) as view:
+                answer, reason = self._by_index(view, question, k, offset, cancelled)
+                if answer is not None:
+                    yield view, answer
+                    return
         names = tuple(choice.name for choice in question.checkpoints)
         key = (collection, names, question.scorer, question.missing)
         me = _Waiting(question, k, offset, cancelled)
@@ -131,12 +142,37 @@ class SharedScans:
                 raise me.error.with_traceback(None)  # it may be raised by several
             assert me.lease is not None
             assert me.finish is not None
-            yield me.lease.view, me.finish()
+            yield me.lease.view, replace(me.finish(), reason=reason)
         finally:
             self._leave(me)
 
     def _alone(self, view: CollectionView, question: Question, k: int, offset: int, cancelled: Cancelled) -> TopKAnswer:
-        return top_k(view, question, k, offset=offset, limits=self._limits, cancelled=cancelled, workers=self._workers)
+        return top_k(
+            view,
+            question,
+            k,
+            offset=offset,
+            limits=self._limits,
+            cancelled=cancelled,
+            workers=self._workers,
+            indexes=self._indexes,
+        )
+
+    def _by_index(
+        self, view: CollectionView, question: Question, k: int, offset: int, cancelled: Cancelled
+    ) -> tuple[TopKAnswer | None, str]:
+        """An index answers at once, in the asker's thread."""
+        assert self._indexes is not None
+        return top_k_by_index(
+            view,
+            question,
+            k,
+            self._indexes,
+            offset=offset,
+            limits=self._limits,
+            cancelled=cancelled,
+            workers=self._workers,
+        )
 
     def _stand_in_line(self, key: _Key, me: _Waiting) -> None:
         with self._changing:

@@ -19,6 +19,7 @@ from covector.errors import InvalidInput, Unavailable
 from covector.types import GradientKind, Stage
 from covector.v1 import query_pb2 as pb
 from covector.v1 import query_pb2_grpc, types_pb2
+from covector_server.index.cache import IndexCache
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled
@@ -64,13 +65,18 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     """Translates; the engine answers, in the pool."""
 
     def __init__(
-        self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits, workers: Workers | None = None
+        self,
+        open_view: OpenView,
+        pool: ThreadPoolExecutor,
+        limits: Limits,
+        workers: Workers | None = None,
+        indexes: IndexCache | None = None,
     ) -> None:
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
         self._workers = workers
-        self._shared = SharedScans(open_view, limits, workers)
+        self._shared = SharedScans(open_view, limits, workers, indexes)
         self.admission = QueryAdmission(limits)
 
     @streaming
@@ -225,6 +231,7 @@ def question_of(spec: pb.QuerySpec, vectors: Vectors) -> Question:
         damaged=_DAMAGED[_known(spec.damaged, len(_DAMAGED), "damaged")],
         space=space_from_message(spec.space) if spec.HasField("space") else None,
         kind=kind_from_message(spec.kind) if spec.HasField("kind") else GradientKind(),
+        exact=spec.exact,
     )
 
 
@@ -242,7 +249,9 @@ def _spec_message(message: AnyRequest | None) -> AnyRequest:
 
 def _summary(answer: TopKAnswer | GroupedAnswer, result_count: int, damages: Iterable[Damage]) -> pb.QuerySummary:
     return pb.QuerySummary(
-        exact=True,
+        exact=not answer.index,
+        index=answer.index,
+        reason=answer.reason,
         stages=[_stage(stage) for stage in answer.stages],
         result_count=result_count,
         scorer=answer.scorer,

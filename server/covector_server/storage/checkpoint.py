@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
 from covector_server.storage.positions import NO_POSITIONS, PositionFinder
 from covector_server.storage.strips import StoredStrip, live_mask
-from covector_server.storage.view import Positions, RowIds, StripSource, Tile
+from covector_server.storage.view import Columns, Positions, RowIds, StripSource, Tile
 
 MakeArray = Callable[[Path, ArrayLayout], RowArray]
 
@@ -125,6 +125,15 @@ class StoredCheckpointView:
     positions: PositionFinder
     dead: Positions
     damages: DamageReporter
+    first: int = 0  # rows at positions before it are not seen
+
+    @property
+    def id(self) -> int:
+        return self.record.id
+
+    @property
+    def generation(self) -> int:
+        return self.record.generation
 
     @property
     def name(self) -> str:
@@ -144,13 +153,14 @@ class StoredCheckpointView:
 
     @property
     def row_count(self) -> int:
-        return self.position_count - len(self.dead)
+        dead_count = len(self.dead) - int(np.searchsorted(self.dead, self.first))
+        return self.position_count - self.first - dead_count
 
     def tiles(
         self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
     ) -> Iterator[Tile]:
         """The live rows in order of arrival; see ``view.CheckpointView``."""
-        start, chunk_rows = 0, self.record.chunk_rows
+        start, chunk_rows = self.first, self.record.chunk_rows
         while start < self.position_count:
             stop = min(start + rows_max, start - start % chunk_rows + chunk_rows, self.position_count)
             try:
@@ -173,7 +183,10 @@ class StoredCheckpointView:
     def strips_of(self, row_ids: RowIds, rows_max: int, on_damage: OnDamage | None = None) -> Iterator[StripSource]:
         """Those of the rows that are here, in order of arrival; see ``view.CheckpointView``."""
         positions, _ = self._positions_of(row_ids, on_damage)
-        positions = np.sort(positions[positions >= 0])
+        yield from self.strips_at(np.sort(positions[positions >= 0]), rows_max)
+
+    def strips_at(self, positions: Positions, rows_max: int) -> Iterator[StripSource]:
+        """The live rows at some positions, which ascend; see ``view.PositionedCheckpoint``."""
         shard_of = positions // self.record.shard_rows
         for shard in np.unique(shard_of):
             here = positions[shard_of == shard]
@@ -185,9 +198,9 @@ class StoredCheckpointView:
         """All positions, cut at shards and, if ``rows_max`` is not below a chunk's rows, at chunks."""
         shard_rows, chunk_rows = self.record.shard_rows, self.record.chunk_rows
         step = rows_max - rows_max % chunk_rows or rows_max
-        for shard in range(0, self.position_count, shard_rows):
+        for shard in range(self.first - self.first % shard_rows, self.position_count, shard_rows):
             end = min(shard + shard_rows, self.position_count)
-            for start in range(shard, end, step):
+            for start in range(max(shard, self.first), end, step):
                 yield start, min(start + step, end)
 
     def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
@@ -215,6 +228,49 @@ class StoredCheckpointView:
         positions, unreadable = self._positions_of(row_ids, on_damage)
         return (positions >= 0) | unreadable
 
+    def since(self, position: int) -> StoredCheckpointView:
+        """The live rows at this position and later ones alone. A row that ``has`` is not asked about twice."""
+        return replace(self, first=position)
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) in pieces that lie in one chunk each."""
+        chunk_rows = self.record.chunk_rows
+        while start < stop:
+            end = min(start - start % chunk_rows + chunk_rows, stop)
+            yield start, end
+            start = end
+
+    def span(self, start: int, stop: int) -> Tile:
+        """All rows at positions of one chunk, the dead included. Raises Corrupt."""
+        try:
+            return self._tile(start, stop)
+        except BadRows as bad:
+            raise self._corrupt(bad) from bad
+
+    def columns(self, start: int, stop: int) -> Columns:
+        """What stands beside the gradients at the positions [start, stop). Raises Corrupt."""
+        shard_rows = self.record.shard_rows
+        names = ("scales", "row_ids", "trak_q")
+        parts: dict[str, list[Rows]] = {name: [] for name in names}
+        try:
+            while start < stop:
+                end = min(start - start % shard_rows + shard_rows, stop)
+                for name in names:
+                    parts[name].append(self.column(name, start, end))
+                start = end
+        except BadRows as bad:
+            raise self._corrupt(bad) from bad
+        scales, row_ids, trak_q = (found[0] if len(found) == 1 else np.concatenate(found) for found in parts.values())
+        return Columns(scales, row_ids.view(np.int64), trak_q)
+
+    def _corrupt(self, bad: BadRows) -> Corrupt:
+        """The damage of rows that were asked for by position, as it is raised."""
+        try:
+            self.meet(bad, None, 0)
+        except Corrupt as error:
+            return error
+        raise AssertionError("damage without a sink is raised")
+
     def _positions_of(self, row_ids: RowIds, on_damage: OnDamage | None) -> tuple[Positions, bool]:
         """Positions, -1 for none, and whether some of the column could not be read, and so any of the rows may be
         there."""
@@ -222,6 +278,7 @@ class StoredCheckpointView:
         found = self.positions.find(row_ids, self.position_count, self.dead, bad.append)
         for one in bad:
             self.meet(one, on_damage, 0)
+        found[found < self.first] = -1
         return found, bool(bad)
 
     def _chosen_tile(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> Tile | None:

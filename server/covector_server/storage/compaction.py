@@ -52,10 +52,13 @@ class CompactingCopy(GenerationCopy):
         return dict(self._states)
 
     def dead(self, dead: Positions) -> Positions:
-        dropped = np.concatenate(self._dropped)
+        dropped = self.dropped()
         left = dead[~is_among(dropped, dead)]
         moved: Positions = left - np.searchsorted(dropped, left)
         return moved
+
+    def dropped(self) -> Positions:
+        return np.concatenate(self._dropped)
 
     def erased(self) -> dict[int, int]:
         return {}

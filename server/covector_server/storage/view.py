@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from covector.types import GradientKind, Space
 from covector_server.kernels.scan import ChunkedRows
 from covector_server.metadata.postings import Postings
+from covector_server.metadata.records import IndexRecord
 from covector_server.storage.damage import OnDamage
 
 Positions = npt.NDArray[np.int64]
@@ -112,6 +114,55 @@ class CheckpointView(Protocol):
         ...
 
 
+class PositionedCheckpoint(CheckpointView, Protocol):
+    """A checkpoint whose rows can be told by their positions, as indexes do. Positions of a generation never change
+    their row; a row that is replaced goes to a new position, and its old one is dead."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def position_count(self) -> int:
+        """Positions written, the dead included."""
+        ...
+
+    @property
+    def dead(self) -> Positions:
+        """Positions of rows that were deleted or replaced, sorted."""
+        ...
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) in pieces that ``span`` takes."""
+        ...
+
+    def span(self, start: int, stop: int) -> Tile:
+        """All rows at the positions [start, stop), the dead included, as views of mapped files. Raises Corrupt."""
+        ...
+
+    def columns(self, start: int, stop: int) -> Columns:
+        """What stands beside the gradients at the positions [start, stop). Raises Corrupt."""
+        ...
+
+    def strips_at(self, positions: Positions, rows_max: int) -> Iterator[StripSource]:
+        """The live rows at some positions, which ascend, where they lie."""
+        ...
+
+    def since(self, position: int) -> CheckpointView:
+        """The live rows at this position and later ones alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Values of consecutive positions of a checkpoint, the dead included: as in ``Tile``, without the gradients."""
+
+    scales: npt.NDArray[np.float32]  # [n]
+    row_ids: RowIds  # [n]
+    trak_q: npt.NDArray[np.float32]  # [n]
+
+
 @dataclass(frozen=True, slots=True)
 class RowDetails:
     """What is known of a row besides its gradients."""
@@ -136,6 +187,19 @@ class PostingsRange(Protocol):
 
     def open(self) -> Postings | None:
         """The index; None if it cannot be read, so that its rows must be looked at."""
+        ...
+
+
+class ListedIndex(Protocol):
+    """An approximate search structure and where it lies."""
+
+    @property
+    def record(self) -> IndexRecord: ...
+    @property
+    def directory(self) -> Path: ...
+
+    def report(self, message: str) -> None:
+        """Remembers that its files are damaged."""
         ...
 
 
@@ -202,4 +266,8 @@ class CollectionView(Protocol):
 
     def supplemented(self, ranges: Sequence[PostingsRange]) -> RowIds:
         """The rows of these ranges, ascending, whose metadata came after the range was indexed."""
+        ...
+
+    def listed_indexes(self) -> Sequence[ListedIndex]:
+        """The approximate search structures that are listed now. They may be of other generations than the view's."""
         ...

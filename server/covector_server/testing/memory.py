@@ -20,7 +20,16 @@ from covector.types import GradientKind, Key, Space
 from covector_server.metadata.fields import new_fields
 from covector_server.metadata.postings import Postings
 from covector_server.storage.damage import Damage, DamageLog, DamageReporter, OnDamage
-from covector_server.storage.view import NO_KEY, PostingsRange, RowDetails, RowIds, Strip, StripSource, Tile
+from covector_server.storage.view import (
+    NO_KEY,
+    ListedIndex,
+    PostingsRange,
+    RowDetails,
+    RowIds,
+    Strip,
+    StripSource,
+    Tile,
+)
 
 NO_ETA: Mapping[str, float] = {}
 NO_ROWS: frozenset[int] = frozenset()
@@ -196,6 +205,10 @@ class MemoryCollection:
         newer = np.unique(np.array(self.newer_rows, dtype=np.int64))
         covered = [(newer >= each.first) & (newer < each.first + each.row_count) for each in ranges]
         return newer[np.logical_or.reduce(covered)] if covered else newer[:0]
+
+    def listed_indexes(self) -> Sequence[ListedIndex]:
+        """None: it is small."""
+        return ()
 
     def _readable(self, row_id: int) -> RowDetails:
         row = self.rows[row_id]
