@@ -221,7 +221,9 @@ def acknowledgement_figures(run: Run) -> Iterator[Figure]:
     with malloc(run.malloc), clients([plan]) as senders:
         for _ in range(run.rounds):
             with fresh_store(run) as server:
+                touch_memory(_touched_mib(run.latency_batches))
                 latencies = together(senders, [Task("replay", server.address, window=2)]).latencies_s
+            touch_memory(_touched_mib(run.latency_batches))
             with fresh_directory(run.directory) as directory:
                 floors.append(statistics.median(group_times_s(directory / "floor", run.latency_batches)))
             p99s.append(float(np.percentile(latencies, 99)))

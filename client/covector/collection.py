@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from covector import queries as asking
 from covector.connection import Connection
+from covector.errors import InvalidInput
 from covector.inputs import Keys, Origin, given_rows
-from covector.messages import checkpoint_from_message, filter_json
+from covector.messages import checkpoint_from_message, filter_json, index_from_message
 from covector.operation import Operation
 from covector.queries import Asking, Checkpoints, Damaged, Missing, Queries, Reduce, Rules
 from covector.results import Scores, read_result
 from covector.row_stream import OnConflict, RowStream, StreamOptions
 from covector.rows import checked_checkpoint, delete_rows, get_rows, missing_keys
-from covector.types import CheckpointInfo, Key, Metadata, QueryResult, Row, Space
-from covector.v1 import collections_pb2, query_pb2, rows_pb2
+from covector.types import CheckpointInfo, IndexInfo, Key, Metadata, QueryResult, Row, Space
+from covector.v1 import collections_pb2, indexes_pb2, query_pb2, rows_pb2
 from covector.writer import Writer
 
 
@@ -110,9 +112,10 @@ class Collection:
 
     def query(
         self,
-        queries: Queries,
+        queries: Queries | None = None,
         k: int = 10,
         *,
+        keys: Keys | None = None,
         scorer: str = "dot",
         checkpoints: Checkpoints = None,
         where: Mapping[str, Any] | None = None,
@@ -121,30 +124,41 @@ class Collection:
         reduce: Reduce | None = None,
         missing: Missing = "omit",
         damaged: Damaged = "error",
+        offset: int = 0,
+        group_by: str | None = None,
     ) -> QueryResult:
         """The k rows with the largest scores (proponents) and the k with the smallest (opponents). Where fewer than 2k
         rows match, the two overlap: the sign says which way a row pushed.
 
         queries: float[dim], float[m, dim] or Gradients; for several checkpoints a dict {checkpoint: queries}, whose
-        scores are summed by the checkpoints' eta. checkpoints: needed if the collection has several. where: a filter
-        on metadata. exact: use no index. groups: a label for each query; the queries of a group are averaged. reduce:
-        make one result of the groups, by ``mean`` or ``max``. missing: whether a row without a gradient at one of the
-        checkpoints is left out (``omit``) or counts as ``zero`` there. damaged: whether stored bytes that do not match
-        their checksum are an ``error`` (Corrupt, naming them), or ``omit`` leaves their rows out and ``damages`` of
-        the result says which. Raises InvalidInput for vectors of another space, kind or weights than the stored ones.
+        scores are summed by the checkpoints' eta. keys: in their place, stored rows whose gradients are the queries
+        ("rows like this one"; each finds itself too). checkpoints: needed if the collection has several. where: a
+        filter on metadata. exact: use no index. groups: a label for each query; the queries of a group are averaged.
+        reduce: make one result of the groups, by ``mean`` or ``max``. missing: whether a row without a gradient at one
+        of the checkpoints is left out (``omit``) or counts as ``zero`` there. damaged: whether stored bytes that do not
+        match their checksum are an ``error`` (Corrupt, naming them), or ``omit`` leaves their rows out and ``damages``
+        of the result says which. offset: leave out so many of the best at each end: the next page. group_by: a metadata
+        field: k rows at each end of each of its values, and what the rows of each score together, in ``groups`` of the
+        result. Raises InvalidInput for vectors of another space, kind or weights than the stored ones.
         """
         rules = Rules(
             scorer=scorer, where=where, exact=exact, groups=groups, reduce=reduce, missing=missing, damaged=damaged
         )
-        asked = self._asked(queries, checkpoints)
-        spec = query_pb2.TopKSpec(query=asking.spec(self._name, asked, rules), k=asking.checked_k(k))
+        asked = self._asked(queries, keys, checkpoints)
+        spec = query_pb2.TopKSpec(
+            query=asking.spec(self._name, asked, rules),
+            k=asking.checked_k(k),
+            offset=asking.checked_offset(offset),
+            group_by=asking.checked_field(group_by),
+        )
         requests = _requests(query_pb2.QueryRequest, spec, asked)
         return read_result(self._connection.stream(self._connection.query.Query, requests))
 
     def scores(
         self,
-        queries: Queries,
+        queries: Queries | None = None,
         *,
+        keys: Keys | None = None,
         scorer: str = "dot",
         checkpoints: Checkpoints = None,
         where: Mapping[str, Any] | None = None,
@@ -155,12 +169,32 @@ class Collection:
     ) -> Scores:
         """The scores of every row, streamed while they are read; the arguments are those of ``query``."""
         rules = Rules(scorer=scorer, where=where, groups=groups, reduce=reduce, missing=missing, damaged=damaged)
-        asked = self._asked(queries, checkpoints)
+        asked = self._asked(queries, keys, checkpoints)
         spec = asking.spec(self._name, asked, rules)
         method = self._connection.query.Scores
         return Scores(
             lambda: self._connection.stream(method, _requests(query_pb2.ScoresRequest, spec, asked)),
             rules.result_count(asked.query_count),
+        )
+
+    def self_influence(
+        self,
+        *,
+        scorer: str = "dot",
+        checkpoints: Checkpoints = None,
+        where: Mapping[str, Any] | None = None,
+        missing: Missing = "omit",
+        damaged: Damaged = "error",
+    ) -> Scores:
+        """What every row scores as its own query: float32[1, n] blocks. Rows far above the others are often mislabelled
+        or rare (Pruthi et al. 2020, section 4.1). Several checkpoints are summed by their eta; ``checkpoints`` names
+        them where there are several. The other arguments are those of ``query``."""
+        rules = Rules(scorer=scorer, where=where, missing=missing, damaged=damaged)
+        spec = asking.self_spec(self._name, checkpoints, rules)
+        method = self._connection.query.Scores
+        return Scores(
+            lambda: self._connection.stream(method, iter([query_pb2.ScoresRequest(spec=spec)])),
+            1,
         )
 
     def delete(self, keys: Keys | None = None, where: Mapping[str, Any] | None = None) -> int:
@@ -187,6 +221,45 @@ class Collection:
         response = self._connection.call(self._connection.collections.CompactCollection, request)
         return Operation(self._connection, response.operation)
 
+    def build_index(
+        self,
+        kind: str = "subspace",
+        *,
+        scorer: str = "dot",
+        checkpoint: str | None = None,
+        recall: float | None = None,
+        **parameters: Any,
+    ) -> Operation:
+        """Starts to build an index, which queries then use by themselves where it costs less than exact search. It
+        takes the place of the index of its kind, checkpoint and scorers, which serves until then.
+
+        scorer: what its recall is measured for, on rows of the collection asked as queries. checkpoint: may be left out
+        if there is only one. recall: what it should reach, such as 0.99; the result's ``warning`` says if it does not.
+        parameters: of the kind, instead of its own choice: ``rank`` of a ``subspace``.
+        """
+        request = indexes_pb2.BuildIndexRequest(
+            collection=self._name,
+            kind=kind,
+            checkpoint="" if checkpoint is None else checked_checkpoint(checkpoint),
+            scorer=scorer,
+            recall=_checked_recall(recall),
+            parameters_json=json.dumps(parameters) if parameters else "",
+            request_id=str(uuid.uuid4()),
+        )
+        response = self._connection.call(self._connection.indexes.BuildIndex, request)
+        return Operation(self._connection, response.operation)
+
+    def indexes(self) -> list[IndexInfo]:
+        """Its indexes, oldest first, with the recall that was measured."""
+        request = indexes_pb2.ListIndexesRequest(collection=self._name)
+        pages = self._connection.pages(self._connection.indexes.ListIndexes, request)
+        return [index_from_message(message) for page in pages for message in page.indexes]
+
+    def drop_index(self, id: str) -> None:  # noqa: A002 - what everybody calls it
+        """Drops an index; rows are not touched. Raises NotFound."""
+        request = indexes_pb2.DropIndexRequest(collection=self._name, id=id)
+        self._connection.call(self._connection.indexes.DropIndex, request)
+
     def publish(self) -> Operation:
         """Starts to make every stored row, the partial last shard included, readable by Zarr tools."""
         request = collections_pb2.PublishCollectionRequest(collection=self._name, request_id=str(uuid.uuid4()))
@@ -196,13 +269,26 @@ class Collection:
     def __repr__(self) -> str:
         return f"Collection({self._name!r}, dim={self._space.dim})"
 
-    def _asked(self, queries: Queries, checkpoints: Checkpoints) -> Asking:
-        """The queries in one form. Names the only checkpoint where the queries state weights, so that the server
-        can compare."""
+    def _asked(self, queries: Queries | None, keys: Keys | None, checkpoints: Checkpoints) -> Asking:
+        """The queries, vectors or stored rows, in one form. Names the only checkpoint where the queries state weights,
+        so that the server can compare."""
+        if keys is not None and queries is not None:
+            raise InvalidInput("queries and keys were both given; give vectors, or keys of stored rows", field="keys")
+        if keys is not None:
+            return asking.asking_stored(keys, checkpoints)
+        if queries is None:
+            raise InvalidInput("nothing is asked: give queries, or keys=[...] of stored rows", field="queries")
         if checkpoints is None and asking.states_weights(queries):
             names = [checkpoint.name for checkpoint in self.checkpoints()]
             checkpoints = names if len(names) == 1 else None
         return asking.asking(queries, checkpoints, self._space, self._name)
+
+
+def _checked_recall(recall: float | None) -> float:
+    """The recall as it is sent, 0 for none."""
+    if recall is not None and not 0 < recall < 1:
+        raise InvalidInput(f"recall is a share above 0 and below 1, such as 0.99, not {recall!r}", field="recall")
+    return recall or 0.0
 
 
 def _requests(request: Any, spec: Any, asked: Asking) -> Iterator[Any]:

@@ -13,12 +13,13 @@ from covector.types import (
     Damage,
     Function,
     GradientKind,
+    IndexInfo,
     SnapshotInfo,
     Space,
     StoreStatus,
     TokenReduction,
 )
-from covector.v1 import admin_pb2, collections_pb2, query_pb2, types_pb2
+from covector.v1 import admin_pb2, collections_pb2, indexes_pb2, query_pb2, types_pb2
 
 _FUNCTIONS: tuple[Function | None, ...] = (None, *get_args(Function))
 _REDUCTIONS: tuple[TokenReduction | None, ...] = (None, *get_args(TokenReduction))
@@ -72,6 +73,27 @@ def damage_from_message(message: query_pb2.Damage) -> Damage:
 def snapshot_from_message(message: admin_pb2.Snapshot) -> SnapshotInfo:
     """The snapshot in a message."""
     return SnapshotInfo(message.name, message.created_at_s, message.path, message.row_count, message.size_bytes)
+
+
+def index_from_message(message: indexes_pb2.Index) -> IndexInfo:
+    """The index in a message."""
+    return IndexInfo(
+        id=message.id,
+        kind=message.kind,
+        checkpoints=tuple(message.checkpoints),
+        fit=message.fit or None,
+        scorers=tuple(message.scorers),
+        recall_scorer=message.recall_scorer,
+        row_count=message.row_count,
+        fresh_row_count=message.fresh_row_count,
+        recall=dict(message.recall),
+        recall_asked=message.recall_asked or None,
+        warning=message.warning,
+        oversampling=message.oversampling,
+        size_bytes=message.size_bytes,
+        built_at_s=message.built_at_s,
+        parameters=json.loads(message.parameters_json or "{}"),
+    )
 
 
 def status_from_message(message: admin_pb2.GetStatusResponse) -> StoreStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -9,11 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from covector.blocks import Column, column_to_message, key_column
 from covector.errors import InvalidInput
-from covector.inputs import GradientRows, Origin, origin_of, query_array
+from covector.inputs import GradientRows, Keys, Origin, origin_of, plain_keys, query_array
 from covector.messages import filter_json, kind_to_message, space_to_message
 from covector.types import GradientKind, Gradients, Space
-from covector.v1 import query_pb2
+from covector.v1 import query_pb2, types_pb2
 
 Queries = GradientRows | Mapping[str, GradientRows]
 Checkpoints = str | Sequence[str] | None
@@ -40,16 +42,17 @@ _PART_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Asking:
     """Query vectors and where they come from. ``vectors``: float32[m, dim] for each of ``checkpoints``, or one array
-    and no checkpoint named: the collection's only one."""
+    and no checkpoint named: the collection's only one. Or ``stored``: the keys of rows that are the queries."""
 
     checkpoints: tuple[str, ...]
-    vectors: tuple[npt.NDArray[np.float32], ...]
-    origins: tuple[Origin, ...]
+    vectors: tuple[npt.NDArray[np.float32], ...] = ()
+    origins: tuple[Origin, ...] = ()
+    stored: Column | None = None
 
     @property
     def query_count(self) -> int:
-        """Query vectors per checkpoint."""
-        return len(self.vectors[0])
+        """Queries per checkpoint."""
+        return len(self.vectors[0]) if self.stored is None else len(self.stored)
 
     def parts(self) -> Iterator[query_pb2.VectorPart]:
         """The vectors as float32 [checkpoints, query_count, dim], in messages of at most a MiB."""
@@ -114,6 +117,22 @@ def asking(queries: Queries, checkpoints: Checkpoints, space: Space, collection:
     return Asking(tuple(names or ()), (vectors,), (origin_of(queries, space, collection),))
 
 
+def asking_stored(keys: Keys, checkpoints: Checkpoints) -> Asking:
+    """Stored rows as queries. Raises InvalidInput for none, or for what is no key."""
+    column = key_column(plain_keys(keys))
+    if not len(column):
+        raise InvalidInput("no keys are given; name at least one stored row", field="keys")
+    return Asking(() if checkpoints is None else tuple(_names(checkpoints)), stored=column)
+
+
+def self_spec(collection: str, checkpoints: Checkpoints, rules: Rules) -> query_pb2.QuerySpec:
+    """The message that asks what every row scores for itself."""
+    names = () if checkpoints is None else tuple(_names(checkpoints))
+    message = spec(collection, Asking(names, (np.empty((0, 0), dtype=np.float32),)), rules)
+    message.self_influence = True
+    return message
+
+
 def spec(collection: str, asked: Asking, rules: Rules) -> query_pb2.QuerySpec:
     """The message that says what is asked."""
     kind = GradientKind()
@@ -126,10 +145,11 @@ def spec(collection: str, asked: Asking, rules: Rules) -> query_pb2.QuerySpec:
     return query_pb2.QuerySpec(
         collection=collection,
         checkpoints=[
-            query_pb2.CheckpointQuery(name=name, weights_digest=origin.weights_digest or "")
-            for name, origin in zip(asked.checkpoints, asked.origins, strict=False)
+            query_pb2.CheckpointQuery(name=name, weights_digest=None if origin is None else origin.weights_digest)
+            for name, origin in itertools.zip_longest(asked.checkpoints, asked.origins[: len(asked.checkpoints)])
         ],
-        query_count=asked.query_count,
+        query_count=asked.query_count if asked.stored is None else 0,
+        stored_keys=None if asked.stored is None else types_pb2.KeyColumn(values=column_to_message(asked.stored)),
         scorer=rules.scorer,
         where_json=filter_json(rules.where),
         groups=rules.group_numbers(asked.query_count),
@@ -140,6 +160,20 @@ def spec(collection: str, asked: Asking, rules: Rules) -> query_pb2.QuerySpec:
         exact=rules.exact,
         damaged=_DAMAGED[rules.damaged],
     )
+
+
+def checked_offset(offset: int) -> int:
+    """``offset`` as an integer of at least 0. Raises InvalidInput for anything else."""
+    if isinstance(offset, bool) or not isinstance(offset, int | np.integer) or offset < 0:
+        raise InvalidInput(f"offset is an integer of at least 0, not {offset!r}", field="offset")
+    return int(offset)
+
+
+def checked_field(group_by: str | None) -> str:
+    """The name of a field to group by, empty for none. Raises InvalidInput for anything else."""
+    if group_by is not None and (not isinstance(group_by, str) or not group_by):
+        raise InvalidInput(f"group_by is the name of a metadata field, not {group_by!r}", field="group_by")
+    return group_by or ""
 
 
 def checked_k(k: int) -> int:

@@ -208,17 +208,32 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupHits:
+    """The rows of one result with one value of the field that was grouped by (None: the rows without it): how many,
+    the sum of their scores, and the two ends among them."""
+
+    value: str | int | float | bool | None
+    row_count: int
+    score_sum: float
+    proponents: tuple[Hit, ...]
+    opponents: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class QueryHits:
-    """The two ends of one result: ``proponents`` with the largest score first, ``opponents`` with the smallest."""
+    """The two ends of one result: ``proponents`` with the largest score first, ``opponents`` with the smallest. With
+    ``group_by`` they are empty, and ``groups`` has the groups, the largest sum first."""
 
     proponents: tuple[Hit, ...]
     opponents: tuple[Hit, ...]
+    groups: tuple[GroupHits, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
     """The results of a query, one for each query (or group), and how they were found.
 
+    ``index``: the id of the index used, None for exact search; ``reason``: why that way, for people.
     ``damages``: what was left out under ``damaged="omit"``; with any, the answer is of the rows that are left.
     """
 
@@ -229,6 +244,7 @@ class QueryResult:
     index: str | None = None
     fit: str | None = None
     damages: tuple[Damage, ...] = ()
+    reason: str = ""
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -254,6 +270,29 @@ class CheckpointInfo:
     published_row_count: int
     path: str
     dead_row_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """An approximate search structure. Its recall was measured for ``recall_scorer`` on rows of the collection when it
+    was built: ``recall@10``, ``recall@100``, ``bottom-10``. ``fresh_row_count``: rows that came since, which queries
+    scan exactly; ``warning``: what was asked for and not reached."""
+
+    id: str
+    kind: str
+    checkpoints: tuple[str, ...]
+    fit: str | None
+    scorers: tuple[str, ...]
+    recall_scorer: str
+    row_count: int
+    fresh_row_count: int
+    recall: dict[str, float]
+    recall_asked: float | None
+    warning: str
+    oversampling: int
+    size_bytes: int
+    built_at_s: float
+    parameters: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from covector.v1 import (
     admin_pb2_grpc,
     collections_pb2,
     collections_pb2_grpc,
+    indexes_pb2,
+    indexes_pb2_grpc,
     ingest_pb2,
     operations_pb2,
     operations_pb2_grpc,
@@ -27,19 +29,23 @@ from covector.v1 import (
     rows_pb2_grpc,
 )
 from covector_server.config import Config
+from covector_server.index.cache import IndexCache
 from covector_server.ingest.committer import Committer
 from covector_server.ingest.deleting import delete_rows
 from covector_server.jobs.compact import Compactor
 from covector_server.jobs.compaction import Rules
 from covector_server.jobs.erase_postings import postings_eraser
+from covector_server.jobs.indexing import Indexer
 from covector_server.jobs.maintenance import Maintenance
 from covector_server.jobs.operations import Operations
 from covector_server.jobs.postings import PostingsIndexer
 from covector_server.jobs.scrub import Scrubber
 from covector_server.limits import Limits
+from covector_server.query.workers import Workers
 from covector_server.rpc.admin import AdminParts, AdminServicer
 from covector_server.rpc.authentication import ApiKeyInterceptor
 from covector_server.rpc.collections import CollectionsServicer
+from covector_server.rpc.indexes import IndexesServicer
 from covector_server.rpc.ingest import IngestServicer
 from covector_server.rpc.operations import OperationsServicer
 from covector_server.rpc.query import QueryServicer
@@ -60,6 +66,7 @@ SERVICES = tuple(
         (ingest_pb2, "IngestService"),
         (query_pb2, "QueryService"),
         (rows_pb2, "RowsService"),
+        (indexes_pb2, "IndexesService"),
         (operations_pb2, "OperationsService"),
         (admin_pb2, "AdminService"),
     )
@@ -95,6 +102,10 @@ class Server:
         self._maintenance = Maintenance(self._store)
         self._committer = Committer(self._store, config.limits, self._maintenance.seal, self._space.check)
         self._operations = Operations(self._store, self._committer, limits=config.limits)
+        self._indexes = IndexCache(config.limits.index_cache_bytes)
+        self._indexer = Indexer(
+            self._store, self._committer, self._operations, config.limits, forget=self._indexes.forget
+        )
         self._compactor = Compactor(
             self._store,
             self._committer,
@@ -102,8 +113,10 @@ class Server:
             Rules(config.compact_share, config.limits.compact_readers_wait_s),
             erasers=[postings_eraser(self._store, lambda work: self._committer.call(work).result())],
             dead_bytes_min=config.limits.compact_dead_bytes_min,
+            forget_index=self._indexes.forget,
         )
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
+        self._scanning = Workers(config.scan_threads)
         self._ingest = ThreadPoolExecutor(config.ingest_threads, thread_name_prefix="ingest")
         self._writers = IngestServicer(self._store, self._committer, self._ingest, config.limits)
         self._health = health.aio.HealthServicer()
@@ -117,7 +130,8 @@ class Server:
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {listen}: {error}; is the port taken?") from error
         indexer = PostingsIndexer(self._store, self._committer, self._config.limits)
-        self._maintenance.start(self._committer, [self._compactor.step, indexer.step], self._scrubber.step)
+        steps = [self._compactor.step, indexer.step, self._indexer.step]
+        self._maintenance.start(self._committer, steps, self._scrubber.step)
         await self._grpc.start()
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -139,6 +153,7 @@ class Server:
         self._maintenance.stop()
         self._committer.stop()
         self._queries.shutdown(wait=True, cancel_futures=True)
+        self._scanning.close()
         self._ingest.shutdown(wait=True, cancel_futures=True)
         self._store.close()
 
@@ -168,8 +183,11 @@ class Server:
             CollectionsServicer(store, committer, self._operations, limits, self._compactor), server
         )
         server.add_generic_rpc_handlers((self._writers.handlers(),))
-        query_pb2_grpc.add_QueryServiceServicer_to_server(QueryServicer(open_view, self._queries, limits), server)
+        query_pb2_grpc.add_QueryServiceServicer_to_server(
+            QueryServicer(open_view, self._queries, limits, self._scanning, self._indexes), server
+        )
         rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits, delete), server)
+        indexes_pb2_grpc.add_IndexesServiceServicer_to_server(IndexesServicer(self._indexer, limits), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(
             OperationsServicer(self._operations, limits), server
         )

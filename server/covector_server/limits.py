@@ -31,12 +31,15 @@ class Limits:
     query_queue_bytes: int = 2 << 30
     query_bytes: int = 1 << 30
     query_vectors: int = 4_096
+    query_groups: int = 1_000  # values of a field that hits are grouped by
     hits: int = 10_000
     result_hits: int = 1_000_000
     filter_terms: int = 1_000
     filter_depth: int = 32
     postings_build_bytes: int = 32 << 20
     postings_cache_bytes: int = 128 << 20
+    indexes: int = 64  # of a collection
+    index_cache_bytes: int = 4 << 30  # that open indexes keep, mapped or not
     page_size: int = 1_000
     wait_s: float = 60.0
     part_wait_s: float = 30.0

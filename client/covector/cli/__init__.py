@@ -22,6 +22,7 @@ _COMMANDS = {
     "fsck": "check a store at rest, and repair what can be",
     "ingest": "store gradients from .npy, .npz, .safetensors or Zarr files",
     "query": "name the rows that pushed a behaviour up or down",
+    "index": "build, list and drop approximate search structures",
     "delete": "delete rows by key or by a filter",
     "collections": "list what a server holds",
     "status": "say how a store is: space, damage, what takes no rows",

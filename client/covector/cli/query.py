@@ -6,10 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, get_args
 
 from covector.cli.gradient_files import load_npy
 from covector.cli.options import add_connection, command_parser, connected, parsed_filter
@@ -17,7 +14,7 @@ from covector.cli.table import print_table, said_damage
 from covector.collection import Collection
 from covector.errors import InvalidInput, NotFound
 from covector.queries import Damaged, Queries
-from covector.types import Hit, QueryResult, Row
+from covector.types import Hit, QueryResult
 
 
 def main(arguments: list[str]) -> int:
@@ -26,15 +23,12 @@ def main(arguments: list[str]) -> int:
     where = parsed_filter(given.where)
     with connected(given) as client:
         collection = client.collection(given.collection)
-        result = collection.query(
-            _queries(given, collection),
-            k=given.k,
-            scorer=given.scorer,
-            checkpoints=given.checkpoint,
-            where=where,
-            exact=given.exact,
-            damaged=given.damaged,
-        )
+        options = {name: getattr(given, name) for name in ("k", "offset", "group_by", "scorer", "exact", "damaged")}
+        options |= {"checkpoints": given.checkpoint, "where": where}
+        if given.key is not None:
+            result = _asked_by_key(collection, given.key, options)
+        else:
+            result = collection.query(_queries(given), **options)
     if given.json:
         print(json.dumps(asdict(result), indent=2))
     else:
@@ -62,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", action="append", metavar="NAME", help="may be repeated; needed if there are several"
     )
     parser.add_argument("-k", type=int, default=10, metavar="N", help="rows at each end (default 10)")
+    parser.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the N best of each end")
+    parser.add_argument("--group-by", metavar="FIELD", help="k rows of each value of a metadata field, and their sums")
     parser.add_argument("--scorer", default="dot", help="dot, cosine, tracin, less (default dot)")
     parser.add_argument("--where", metavar="JSON", help='a filter on metadata, such as \'{"year": {"gte": 2020}}\'')
     parser.add_argument("--exact", action="store_true", help="use no index")
@@ -75,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _queries(given: argparse.Namespace, collection: Collection) -> Queries:
-    if given.key is not None:
-        return _stored_gradients(collection, given.key, given.checkpoint)
+def _queries(given: argparse.Namespace) -> Queries:
     vectors = [load_npy(path) for path in given.vector]
     names = given.checkpoint or []
     if len(vectors) != max(1, len(names)):
@@ -85,31 +79,16 @@ def _queries(given: argparse.Namespace, collection: Collection) -> Queries:
     return vectors[0] if len(vectors) == 1 else dict(zip(names, vectors, strict=True))
 
 
-def _stored_gradients(collection: Collection, key: str, checkpoints: list[str] | None) -> Queries:
-    if checkpoints is None:
-        return _stored_gradient(collection, key, None)
-    return {name: _stored_gradient(collection, key, name) for name in checkpoints}
-
-
-def _stored_gradient(collection: Collection, key: str, checkpoint: str | None) -> npt.NDArray[np.float32]:
-    gradient = _row(collection, key, checkpoint).gradient
-    if gradient is None:
-        raise NotFound(f"row {key} has no gradient {f'at {checkpoint}' if checkpoint else 'yet'}")
-    return gradient
-
-
-def _row(collection: Collection, key: str, checkpoint: str | None) -> Row:
-    """The row of a key as it was typed: a string, or an integer if there is no such string."""
+def _asked_by_key(collection: Collection, key: str, options: dict[str, Any]) -> QueryResult:
+    """The rows like the one of a key as it was typed: a string, or an integer if there is no such string."""
     try:
-        return collection.get([key], gradients=True, checkpoint=checkpoint)[0]
-    except NotFound:
+        return collection.query(keys=[key], **options)
+    except NotFound as error:
         try:
             number = int(key)
         except ValueError:
-            number = None
-        if number is None:
-            raise
-        return collection.get([number], gradients=True, checkpoint=checkpoint)[0]
+            raise error from None
+        return collection.query(keys=[number], **options)
 
 
 def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
@@ -117,9 +96,13 @@ def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
     matching = result.stages[0].rows_out if result.stages else 0
     at = f" at {', '.join(given.checkpoint)}" if given.checkpoint else ""
     how = "exact" if result.exact else f"by index {result.index}"
+    how += f" ({result.reason})" if result.reason else ""
     print(f"{result.scorer}{at}: {matching:,} matching rows in {1e3 * seconds:.1f} ms, {how}")
     for damage in result.damages:
         print(f"left out as damaged: {said_damage(damage)}")
+    if given.group_by is not None:
+        _print_groups(result)
+        return
     if not any(hits.proponents for hits in result):
         print("no row that matches has a gradient there")
         return
@@ -127,7 +110,29 @@ def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
         title = f" of query {number}" if len(result) > 1 else ""
         for name, found in (("proponents", hits.proponents), ("opponents", hits.opponents)):
             print(f"\n{name}{title}")
-            print_table(["rank", "score", "key", "text"], [_line(i, hit) for i, hit in enumerate(found, 1)], "  ")
+            print_table(
+                ["rank", "score", "key", "text"], [_line(i, hit) for i, hit in enumerate(found, given.offset + 1)], "  "
+            )
+
+
+def _print_groups(result: QueryResult) -> None:
+    for number, hits in enumerate(result):
+        print(f"\ngroups of query {number}" if len(result) > 1 else "\ngroups")
+        lines = [
+            [
+                "(none)" if group.value is None else str(group.value),
+                f"{group.row_count:,}",
+                f"{group.score_sum:+.4g}",
+                _keys(group.proponents),
+                _keys(group.opponents),
+            ]
+            for group in hits.groups
+        ]
+        print_table(["value", "rows", "sum of scores", "proponents", "opponents"], lines, "  ")
+
+
+def _keys(hits: tuple[Hit, ...]) -> str:
+    return ", ".join(str(hit.key) for hit in hits)
 
 
 def _line(rank: int, hit: Hit) -> list[str]:

@@ -56,7 +56,7 @@ class CheckpointQuery(_message.Message):
     def __init__(self, name: _Optional[str] = ..., weights_digest: _Optional[str] = ...) -> None: ...
 
 class QuerySpec(_message.Message):
-    __slots__ = ("collection", "checkpoints", "query_count", "scorer", "where_json", "groups", "reduce", "missing", "space", "kind", "exact", "damaged")
+    __slots__ = ("collection", "checkpoints", "query_count", "scorer", "where_json", "groups", "reduce", "missing", "space", "kind", "exact", "damaged", "stored_keys", "self_influence")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     QUERY_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,8 @@ class QuerySpec(_message.Message):
     KIND_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    STORED_KEYS_FIELD_NUMBER: _ClassVar[int]
+    SELF_INFLUENCE_FIELD_NUMBER: _ClassVar[int]
     collection: str
     checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointQuery]
     query_count: int
@@ -81,7 +83,9 @@ class QuerySpec(_message.Message):
     kind: _types_pb2.GradientKind
     exact: bool
     damaged: DamagedRows
-    def __init__(self, collection: _Optional[str] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointQuery, _Mapping]]] = ..., query_count: _Optional[int] = ..., scorer: _Optional[str] = ..., where_json: _Optional[str] = ..., groups: _Optional[_Iterable[int]] = ..., reduce: _Optional[_Union[Reduce, str]] = ..., missing: _Optional[_Union[MissingRows, str]] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., exact: bool = ..., damaged: _Optional[_Union[DamagedRows, str]] = ...) -> None: ...
+    stored_keys: _types_pb2.KeyColumn
+    self_influence: bool
+    def __init__(self, collection: _Optional[str] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointQuery, _Mapping]]] = ..., query_count: _Optional[int] = ..., scorer: _Optional[str] = ..., where_json: _Optional[str] = ..., groups: _Optional[_Iterable[int]] = ..., reduce: _Optional[_Union[Reduce, str]] = ..., missing: _Optional[_Union[MissingRows, str]] = ..., space: _Optional[_Union[_types_pb2.Space, _Mapping]] = ..., kind: _Optional[_Union[_types_pb2.GradientKind, _Mapping]] = ..., exact: bool = ..., damaged: _Optional[_Union[DamagedRows, str]] = ..., stored_keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., self_influence: bool = ...) -> None: ...
 
 class VectorPart(_message.Message):
     __slots__ = ("data",)
@@ -98,14 +102,18 @@ class QueryRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[TopKSpec, _Mapping]] = ..., vectors: _Optional[_Union[VectorPart, _Mapping]] = ...) -> None: ...
 
 class TopKSpec(_message.Message):
-    __slots__ = ("query", "k", "keys_only")
+    __slots__ = ("query", "k", "keys_only", "offset", "group_by")
     QUERY_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     KEYS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    GROUP_BY_FIELD_NUMBER: _ClassVar[int]
     query: QuerySpec
     k: int
     keys_only: bool
-    def __init__(self, query: _Optional[_Union[QuerySpec, _Mapping]] = ..., k: _Optional[int] = ..., keys_only: bool = ...) -> None: ...
+    offset: int
+    group_by: str
+    def __init__(self, query: _Optional[_Union[QuerySpec, _Mapping]] = ..., k: _Optional[int] = ..., keys_only: bool = ..., offset: _Optional[int] = ..., group_by: _Optional[str] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("name", "rows_in", "rows_out", "seconds")
@@ -120,7 +128,7 @@ class Stage(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows_in: _Optional[int] = ..., rows_out: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class QuerySummary(_message.Message):
-    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer", "damages")
+    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer", "damages", "reason")
     EXACT_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +136,7 @@ class QuerySummary(_message.Message):
     RESULT_COUNT_FIELD_NUMBER: _ClassVar[int]
     SCORER_FIELD_NUMBER: _ClassVar[int]
     DAMAGES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     exact: bool
     stages: _containers.RepeatedCompositeFieldContainer[Stage]
     index: str
@@ -135,7 +144,8 @@ class QuerySummary(_message.Message):
     result_count: int
     scorer: str
     damages: _containers.RepeatedCompositeFieldContainer[Damage]
-    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ...) -> None: ...
+    reason: str
+    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("key", "score", "text", "metadata_json")
@@ -159,13 +169,31 @@ class ResultHits(_message.Message):
     opponents: _containers.RepeatedCompositeFieldContainer[Hit]
     def __init__(self, result_index: _Optional[int] = ..., proponents: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., opponents: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ...) -> None: ...
 
+class GroupHits(_message.Message):
+    __slots__ = ("result_index", "value_json", "row_count", "score_sum", "proponents", "opponents")
+    RESULT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    VALUE_JSON_FIELD_NUMBER: _ClassVar[int]
+    ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_SUM_FIELD_NUMBER: _ClassVar[int]
+    PROPONENTS_FIELD_NUMBER: _ClassVar[int]
+    OPPONENTS_FIELD_NUMBER: _ClassVar[int]
+    result_index: int
+    value_json: str
+    row_count: int
+    score_sum: float
+    proponents: _containers.RepeatedCompositeFieldContainer[Hit]
+    opponents: _containers.RepeatedCompositeFieldContainer[Hit]
+    def __init__(self, result_index: _Optional[int] = ..., value_json: _Optional[str] = ..., row_count: _Optional[int] = ..., score_sum: _Optional[float] = ..., proponents: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ..., opponents: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ...) -> None: ...
+
 class QueryResponse(_message.Message):
-    __slots__ = ("summary", "hits")
+    __slots__ = ("summary", "hits", "group")
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     summary: QuerySummary
     hits: ResultHits
-    def __init__(self, summary: _Optional[_Union[QuerySummary, _Mapping]] = ..., hits: _Optional[_Union[ResultHits, _Mapping]] = ...) -> None: ...
+    group: GroupHits
+    def __init__(self, summary: _Optional[_Union[QuerySummary, _Mapping]] = ..., hits: _Optional[_Union[ResultHits, _Mapping]] = ..., group: _Optional[_Union[GroupHits, _Mapping]] = ...) -> None: ...
 
 class ScoresRequest(_message.Message):
     __slots__ = ("spec", "vectors")

@@ -9,6 +9,7 @@ from typing import Any
 from covector.errors import Conflict, CovectorError, NotFound
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.compaction import Compaction, Eraser, Rules
+from covector_server.jobs.index_carrying import Forget, forget_nothing
 from covector_server.jobs.operations import Operations, Progress
 from covector_server.metadata.records import OperationRecord
 from covector_server.storage.collection import StoredCollection
@@ -27,14 +28,17 @@ class Compactor:
         *,
         erasers: Sequence[Eraser] = (),
         dead_bytes_min: int = 64 << 20,
+        forget_index: Forget = forget_nothing,
     ) -> None:
-        """``dead_bytes_min``: bytes of dead rows, before a collection is compacted by itself."""
+        """``dead_bytes_min``: bytes of dead rows, before a collection is compacted by itself. ``forget_index`` hears of
+        directories of indexes that go."""
         self._store = store
         self._committer = committer
         self._operations = operations
         self._rules = rules
         self._erasers = erasers
         self._dead_bytes_min = dead_bytes_min
+        self._forget_index = forget_index
         self._leased: set[int] = set()  # ids of collections that are being compacted
         self._leasing = threading.Lock()
         self._looked: dict[int, int] = {}  # dead bytes of collections when they were last compacted by themselves
@@ -47,7 +51,10 @@ class Compactor:
 
         def work(progress: Progress) -> dict[str, Any]:
             try:
-                return Compaction(self._store, collection, self._exclusive, self._rules, self._erasers).run(progress)
+                compaction = Compaction(
+                    self._store, collection, self._exclusive, self._rules, self._erasers, self._forget_index
+                )
+                return compaction.run(progress)
             finally:
                 self._leased.discard(id_)
 

@@ -2,9 +2,9 @@
 catalog.
 
 In order: each checkpoint gets a new generation (erased in place, or without its dead rows where these are a large
-share); texts and keys of deleted rows leave the row log; once every reader has left that began before, the key runs and
-what else derives from rows; the marks of what is erased; the catalog. Every step can be repeated, and a cancelled or
-crashed compaction is continued by the next.
+share), and its indexes follow; texts and keys of deleted rows leave the row log; once every reader has left that began
+before, the key runs and what else derives from rows; the marks of what is erased; the catalog. Every step can be
+repeated, and a cancelled or crashed compaction is continued by the next.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from covector.errors import Unavailable
 from covector_server.jobs.holding_snapshots import snapshots_holding
+from covector_server.jobs.index_carrying import Forget, IndexCarrier, forget_nothing
 from covector_server.jobs.operations import Progress
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import DELETED_RANGE_BITS, NO_ROWS, StoredCollection
@@ -78,8 +79,10 @@ class Compaction:
         exclusive: Exclusive,
         rules: Rules,
         erasers: Sequence[Eraser] = (),
+        forget_index: Forget = forget_nothing,
     ) -> None:
         self._store = store
+        self._indexes = IndexCarrier(store, collection, exclusive, forget_index)
         self._collection = collection
         self._exclusive = exclusive
         self._rules = rules
@@ -112,6 +115,8 @@ class Compaction:
             with collection.readers.reading():
                 self._compact_checkpoint(name, check)
             self._done += 1
+        check()
+        self._indexes.blank(check)
         self._erase_rows(check)
         check()
         self._report.bytes_freed += self._exclusive(lambda: self._store.catalog.compact(self._store.disk.step))
@@ -135,9 +140,9 @@ class Compaction:
 
     def _compact_or_erase(self, old: StoredCheckpoint, erased: dict[int, int], check: Check) -> dict[str, Any]:
         try:
-            with next_generation(self._store, self._collection, old) as new:
+            with self._indexes, next_generation(self._store, self._collection, old) as new:
                 copy = CompactingCopy(old, new, self._store.disk)
-                take_over(self._store, self._collection, copy, self._exclusive, check)
+                take_over(self._store, self._collection, copy, self._exclusive, check, self._indexes)
         except Unsound:
             if counts_by(old.dead, old.record.shard_rows) == erased:
                 return {"action": "none"}
@@ -151,9 +156,9 @@ class Compaction:
         }
 
     def _erase(self, old: StoredCheckpoint, erased: dict[int, int], check: Check) -> dict[str, Any]:
-        with next_generation(self._store, self._collection, old) as new:
+        with self._indexes, next_generation(self._store, self._collection, old) as new:
             copy = ErasingCopy(old, new, self._store.disk, erased)
-            take_over(self._store, self._collection, copy, self._exclusive, check)
+            take_over(self._store, self._collection, copy, self._exclusive, check, self._indexes)
         self._report.unsound += copy.unsound
         return {
             "action": "erased",
@@ -244,6 +249,7 @@ class Compaction:
             "checkpoints": report.checkpoints,
             "blocks_rewritten": report.blocks_rewritten,
             "key_runs_rewritten": report.key_runs_rewritten,
+            "indexes_dropped": self._indexes.dropped,
             "unverified": report.unsound,
             "snapshots": snapshots_holding(self._store.data, collection.record.id) if has_erased else [],
         }

@@ -17,10 +17,19 @@ from pathlib import Path
 
 from covector.errors import Corrupt
 from covector.types import Space
-from covector_server.jobs.scrub_pieces import BlockPiece, ChunkPiece, IndexPiece, Piece, Reading, Values
+from covector_server.jobs.scrub_pieces import (
+    BlockPiece,
+    ChunkPiece,
+    IndexFilePiece,
+    IndexPiece,
+    Piece,
+    Reading,
+    Values,
+)
 from covector_server.metadata.catalog import TABLES, Catalog, Table, numbers
-from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, CollectionRecord
+from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, CollectionRecord, IndexRecord
 from covector_server.storage.damage import Damage, DamageLog
+from covector_server.storage.index_files import MANIFEST
 from covector_server.storage.layout import checkpoint_layouts
 
 STEP_BYTES = 64 << 20
@@ -103,6 +112,9 @@ class Scrubber:
         for id_ in self._keys("collections", b""):
             for key in self._keys("row_blocks", id_):
                 yield from self._verify(BlockPiece(id_, key))
+            for key in self._keys("indexes", id_):
+                for piece in self._index_pieces(id_, key):
+                    yield from self._verify(piece)
             for key in self._keys("checkpoints", id_):
                 for piece in self._checkpoint_pieces(id_, key):
                     yield from self._verify(piece)
@@ -149,6 +161,15 @@ class Scrubber:
                 yield ChunkPiece(id_, key, layout, record.generation, chunk)
             for shard in range(counters.sealed_shard_count):
                 yield IndexPiece(id_, key, layout, record.generation, shard)
+
+    def _index_pieces(self, id_: bytes, key: bytes) -> list[Piece]:
+        """The files of an index as it is now, the manifest first."""
+        with suppress(Corrupt), self._catalog.read() as reader:
+            value = reader.get("indexes", key)
+            if value is not None:
+                names = IndexRecord.decode(value).files
+                return [IndexFilePiece(id_, key, name) for name in sorted(names, key=lambda name: name != MANIFEST)]
+        return []
 
     def _checkpoint(self, id_: bytes, key: bytes) -> tuple[int, CheckpointRecord, CheckpointCounters] | None:
         with suppress(Corrupt), self._catalog.read() as reader:

@@ -1,4 +1,5 @@
-"""The pieces that the scrubber reads: a chunk of an array, the index of a sealed shard, a block of the row log.
+"""The pieces that the scrubber reads: a chunk of an array, the index of a sealed shard, a block of the row log,
+a file of an approximate search structure.
 
 A piece names the catalog's entries that it depends on, and is checked against their values. Checking is a generator of
 the bytes of each read, so that a large piece need not be read at once; what it returns is what is wrong, or None.
@@ -6,6 +7,7 @@ the bytes of each read, so that a large piece need not be read at once; what it 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -17,8 +19,15 @@ from crc32c import crc32c
 from covector.errors import Corrupt
 from covector_server.check.blocks import open_block
 from covector_server.metadata.catalog import Table, numbers
-from covector_server.metadata.records import BlockRecord, CheckpointCounters, CheckpointRecord, CollectionRecord
+from covector_server.metadata.records import (
+    BlockRecord,
+    CheckpointCounters,
+    CheckpointRecord,
+    CollectionRecord,
+    IndexRecord,
+)
 from covector_server.storage.damage import Damage
+from covector_server.storage.index_files import INDEXES, MANIFEST
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 
 READ_BYTES = 1 << 20  # small, so that nobody waits for the interpreter
@@ -204,3 +213,40 @@ class BlockPiece:
 
     def _path(self, record: BlockRecord) -> str:
         return f"collections/{numbers(self.id_)[0]}/rows/{record.file:08d}.blocks"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFilePiece:
+    """The file ``name`` of the approximate search structure under ``key``."""
+
+    id_: bytes
+    key: bytes
+    name: str
+
+    @property
+    def entries(self) -> list[tuple[Table, bytes]]:
+        return [("collections", self.id_), ("indexes", self.key)]
+
+    def check(self, reading: Reading, values: Values) -> Check:
+        """The manifest against the catalog, another file against the manifest. Where the manifest is damaged nothing is
+        said of the others."""
+        record = IndexRecord.decode(values[1])
+        manifest = bytes(reading.read(self._path(record, MANIFEST), 0, record.files.get(MANIFEST, 0)))
+        yield len(manifest)
+        is_sound = crc32c(manifest) == record.checksum
+        if self.name == MANIFEST or not is_sound:
+            return None if is_sound or self.name != MANIFEST else f"index {record.id}: its manifest does not match"
+        expected, checksum = json.loads(manifest)["files"][self.name], 0
+        for offset in range(0, expected["size_bytes"], READ_BYTES):
+            size_bytes = min(READ_BYTES, expected["size_bytes"] - offset)
+            piece = reading.read(self._path(record, self.name), offset, size_bytes)
+            checksum = crc32c(piece, checksum)
+            yield len(piece)
+        return None if checksum == expected["checksum"] else f"index {record.id}: a file does not match its checksum"
+
+    def damage(self, values: Values, trouble: str) -> tuple[str, Damage]:
+        path = self._path(IndexRecord.decode(values[1]), self.name)
+        return CollectionRecord.decode(values[0]).name, Damage("", path, trouble, 0)
+
+    def _path(self, record: IndexRecord, name: str) -> str:
+        return f"collections/{numbers(self.id_)[0]}/{INDEXES}/{record.directory}/{name}"

@@ -32,6 +32,7 @@ Table = Literal[
     "deleted_rows",  # id, row id >> 16 -> deleted rows of that range
     "key_runs",  # id, number -> a sorted run of the key table
     "postings",  # id, number -> an index of the metadata of a range of rows
+    "indexes",  # id, index id -> an approximate search structure
     "operations",  # id -> state
     "requests",  # request id -> its answer
 ]

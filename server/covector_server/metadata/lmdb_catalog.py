@@ -2,10 +2,15 @@
 
 LMDB gives what the contract asks: a commit is one fdatasync and one write of the root page. One environment a process
 and a local file system are its conditions; the store's lock file holds the first, the operator the second.
+
+Another process may open the file for a moment, to read a state or to list an index (``beside``): LMDB serialises its
+transactions with those of the store's owner. It must not hold a file that is being swapped for its compacted copy, so
+both take a lock on the directory around it: shared while the file is open beside, exclusive for the swap.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +31,12 @@ READERS_WAIT_S = 10.0  # for read transactions to end, before the file is swappe
 class LmdbCatalog:
     """A catalog at ``path``, made if it is not there."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_owner: bool = True) -> None:
+        """is_owner: whether nobody else has it open for longer than a moment; see ``beside``."""
         self._path = path
         self._gate = ReadingGate()
-        self._compact_path.unlink(missing_ok=True)  # of a compaction that did not end
+        if is_owner:
+            self._compact_path.unlink(missing_ok=True)  # of a compaction that did not end
         self._open()
 
     @property
@@ -78,12 +85,13 @@ class LmdbCatalog:
         swapped. LMDB may not have one file open twice, so the old environment is closed first."""
         old_bytes, copy = self._path.stat().st_size, self._compact_path
         try:
-            copy.unlink(missing_ok=True)
-            self._environment.copy(str(copy), compact=True)
-            _sync(copy, os.O_RDWR)
-            step("compact.catalog_copied")
-            with self._gate.closed(READERS_WAIT_S):
-                self._swap(copy)
+            with _locked(self._path.parent, fcntl.LOCK_EX):
+                copy.unlink(missing_ok=True)
+                self._environment.copy(str(copy), compact=True)
+                _sync(copy, os.O_RDWR)
+                step("compact.catalog_copied")
+                with self._gate.closed(READERS_WAIT_S):
+                    self._swap(copy)
         except (lmdb.Error, OSError) as error:
             raise Unavailable(f"the catalog could not be compacted ({error}); free space, then try again") from error
         finally:
@@ -101,6 +109,32 @@ class LmdbCatalog:
 
     def close(self) -> None:
         self._environment.close()
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[LmdbCatalog]:
+    """The catalog at ``path``, open while the block runs, in a process that does not own the store. Keep it short: the
+    owner's compaction waits for it. Raises Unavailable if it cannot be opened."""
+    with _locked(path.parent, fcntl.LOCK_SH):
+        try:
+            catalog = LmdbCatalog(path, is_owner=False)
+        except lmdb.Error as error:
+            raise Unavailable(f"{path} cannot be opened ({error})") from error
+        try:
+            yield catalog
+        finally:
+            catalog.close()
+
+
+@contextmanager
+def _locked(directory: Path, how: int) -> Iterator[None]:
+    """Holds a lock on a directory while the block runs, and waits for it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -132,6 +132,61 @@ class PostingsRecord(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class IndexPart(Record):
+    """What an index covers of one checkpoint: its first ``row_count`` positions in one generation, the dead ones
+    included; of these, ``blank_count`` dead ones have nothing in it any more."""
+
+    checkpoint_id: int
+    generation: int
+    row_count: int
+    blank_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRecord(Record):
+    """An approximate search structure of a collection, in the directory of that name below ``indexes/``.
+
+    ``parts``: one a checkpoint, fields of ``IndexPart``; ``fit``: of the map A whose rows it holds, empty for none.
+    ``scorers``: what it answers; ``scorer``: what its recall was measured for. ``oversampling``: candidates a hit, of
+    ten that are asked for. ``query_elements``: about how many numbers a query reads, what a plan's cost is made of.
+    ``recall``: as measured on rows of the collection; ``warning``: what was asked for and not reached. ``files``: sizes
+    by name; ``checksum``: CRC-32C of its manifest.
+    """
+
+    id: str
+    kind: str
+    directory: str
+    parts: list[dict[str, int]]
+    fit: str = ""
+    scorers: list[str] = field(default_factory=list)
+    scorer: str = "dot"
+    oversampling: int = 10
+    query_elements: int = 0
+    recall: dict[str, float] = field(default_factory=dict)
+    recall_asked: float | None = None
+    warning: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    checksum: int = 0
+    built_at_s: float = 0.0
+
+    @property
+    def covered(self) -> list[IndexPart]:
+        """The parts, as values."""
+        return [IndexPart(**part) for part in self.parts]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(self.files.values())
+
+    def replaces(self, other: IndexRecord) -> bool:
+        """Whether it is for the same checkpoints, fit and scorers as another of its kind, and takes its place."""
+        mine, others = ([part["checkpoint_id"] for part in record.parts] for record in (self, other))
+        return (self.kind, mine, self.fit, self.scorers) == (other.kind, others, other.fit, other.scorers)
+
+
+@dataclass(frozen=True, slots=True)
 class OperationRecord(Record):
     """A piece of long work, as last seen."""
 

@@ -37,7 +37,7 @@ class Question:
     each. ``missing``: whether a row without a gradient at one of the checkpoints is left out, or that checkpoint adds
     nothing to it; a row with a gradient at none of them is left out always. ``damaged``: whether rows whose stored
     bytes are damaged fail the question or are left out, as ``query.omission`` says. ``space`` and ``kind`` are the
-    query's; without a space only the dim is checked.
+    query's; without a space only the dim is checked. ``exact``: use no index.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -50,6 +50,7 @@ class Question:
     damaged: Damaged = "fail"
     space: Space | None = None
     kind: GradientKind = field(default_factory=GradientKind)
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,10 @@ class End:
     keys: list[bytes]  # [n], encoded
     scores: Float64  # [n]
 
+    def behind(self, offset: int) -> End:
+        """What comes after the best ``offset``."""
+        return End(self.row_ids[offset:], self.keys[offset:], self.scores[offset:])
+
 
 @dataclass(frozen=True, slots=True)
 class Ends:
@@ -68,15 +73,22 @@ class Ends:
     proponents: End
     opponents: End
 
+    def behind(self, offset: int) -> Ends:
+        """What comes after the best ``offset`` of both."""
+        return Ends(self.proponents.behind(offset), self.opponents.behind(offset)) if offset else self
+
 
 @dataclass(frozen=True, slots=True)
 class TopKAnswer:
-    """The ends of each result, the stages that found them, and what was left out under ``damaged="omit"``."""
+    """The ends of each result, the stages that found them, and what was left out under ``damaged="omit"``. ``index``:
+    the id of the one used, empty for exact search; ``reason``: why that way, for people."""
 
     results: tuple[Ends, ...]
     stages: tuple[Stage, ...]
     scorer: str
     damages: tuple[Damage, ...] = ()
+    index: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from covector_server.storage.contract import ArrayState, BadRows, RowArray, Rows
 from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
 from covector_server.storage.positions import NO_POSITIONS, PositionFinder
-from covector_server.storage.view import Positions, RowIds, Tile
+from covector_server.storage.strips import StoredStrip, live_mask
+from covector_server.storage.view import Columns, Positions, RowIds, StripSource, Tile
 
 MakeArray = Callable[[Path, ArrayLayout], RowArray]
 
@@ -114,14 +115,6 @@ class StoredCheckpoint:
             array.close()
 
 
-def live_mask(dead: Positions, start: int, stop: int) -> npt.NDArray[np.bool_]:
-    """Which of the positions [start, stop) are not among the sorted dead ones."""
-    low, high = np.searchsorted(dead, (start, stop))
-    live = np.ones(stop - start, dtype=bool)
-    live[dead[low:high] - start] = False
-    return live
-
-
 @dataclass(frozen=True, slots=True)
 class StoredCheckpointView:
     """``view.CheckpointView`` on mapped shards."""
@@ -132,6 +125,15 @@ class StoredCheckpointView:
     positions: PositionFinder
     dead: Positions
     damages: DamageReporter
+    first: int = 0  # rows at positions before it are not seen
+
+    @property
+    def id(self) -> int:
+        return self.record.id
+
+    @property
+    def generation(self) -> int:
+        return self.record.generation
 
     @property
     def name(self) -> str:
@@ -151,24 +153,55 @@ class StoredCheckpointView:
 
     @property
     def row_count(self) -> int:
-        return self.position_count - len(self.dead)
+        dead_count = len(self.dead) - int(np.searchsorted(self.dead, self.first))
+        return self.position_count - self.first - dead_count
 
     def tiles(
         self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
     ) -> Iterator[Tile]:
         """The live rows in order of arrival; see ``view.CheckpointView``."""
-        start, chunk_rows = 0, self.record.chunk_rows
+        start, chunk_rows = self.first, self.record.chunk_rows
         while start < self.position_count:
             stop = min(start + rows_max, start - start % chunk_rows + chunk_rows, self.position_count)
             try:
                 tile = self._chosen_tile(start, stop, row_id_range)
             except BadRows as bad:  # of a column's chunk: the rest of the shard
                 stop = min(bad.stop, self.position_count)
-                self._meet(bad, on_damage, self._live_count(start, stop, row_id_range))
+                self.meet(bad, on_damage, self.live_count(start, stop, row_id_range))
                 tile = None
             if tile is not None:
                 yield tile
             start = stop
+
+    def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
+        """What ``tiles`` gives, as sources; see ``view.CheckpointView``."""
+        for start, stop in self._stretches(rows_max):
+            strip = StoredStrip(self, start, stop, row_id_range)
+            if row_id_range is None or strip.may_have_rows():
+                yield strip
+
+    def strips_of(self, row_ids: RowIds, rows_max: int, on_damage: OnDamage | None = None) -> Iterator[StripSource]:
+        """Those of the rows that are here, in order of arrival; see ``view.CheckpointView``."""
+        positions, _ = self._positions_of(row_ids, on_damage)
+        yield from self.strips_at(np.sort(positions[positions >= 0]), rows_max)
+
+    def strips_at(self, positions: Positions, rows_max: int) -> Iterator[StripSource]:
+        """The live rows at some positions, which ascend; see ``view.PositionedCheckpoint``."""
+        shard_of = positions // self.record.shard_rows
+        for shard in np.unique(shard_of):
+            here = positions[shard_of == shard]
+            for first in range(0, len(here), rows_max):
+                some = here[first : first + rows_max]
+                yield StoredStrip(self, int(some[0]), int(some[-1]) + 1, positions=some)
+
+    def _stretches(self, rows_max: int) -> Iterator[tuple[int, int]]:
+        """All positions, cut at shards and, if ``rows_max`` is not below a chunk's rows, at chunks."""
+        shard_rows, chunk_rows = self.record.shard_rows, self.record.chunk_rows
+        step = rows_max - rows_max % chunk_rows or rows_max
+        for shard in range(self.first - self.first % shard_rows, self.position_count, shard_rows):
+            end = min(shard + shard_rows, self.position_count)
+            for start in range(max(shard, self.first), end, step):
+                yield start, min(start + step, end)
 
     def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
         """The rows with these ids, in this order; see ``view.CheckpointView``."""
@@ -183,7 +216,7 @@ class StoredCheckpointView:
             try:
                 tile = self._tile(start, min(start + chunk_rows, self.position_count))
             except BadRows as bad:
-                self._meet(bad, on_damage, len(here))
+                self.meet(bad, on_damage, len(here))
                 continue
             pieces.append(_pick(tile, positions[here] - start))
             places.append(here)
@@ -195,13 +228,57 @@ class StoredCheckpointView:
         positions, unreadable = self._positions_of(row_ids, on_damage)
         return (positions >= 0) | unreadable
 
+    def since(self, position: int) -> StoredCheckpointView:
+        """The live rows at this position and later ones alone. A row that ``has`` is not asked about twice."""
+        return replace(self, first=position)
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) in pieces that lie in one chunk each."""
+        chunk_rows = self.record.chunk_rows
+        while start < stop:
+            end = min(start - start % chunk_rows + chunk_rows, stop)
+            yield start, end
+            start = end
+
+    def span(self, start: int, stop: int) -> Tile:
+        """All rows at positions of one chunk, the dead included. Raises Corrupt."""
+        try:
+            return self._tile(start, stop)
+        except BadRows as bad:
+            raise self._corrupt(bad) from bad
+
+    def columns(self, start: int, stop: int) -> Columns:
+        """What stands beside the gradients at the positions [start, stop). Raises Corrupt."""
+        shard_rows = self.record.shard_rows
+        names = ("scales", "row_ids", "trak_q")
+        parts: dict[str, list[Rows]] = {name: [] for name in names}
+        try:
+            while start < stop:
+                end = min(start - start % shard_rows + shard_rows, stop)
+                for name in names:
+                    parts[name].append(self.column(name, start, end))
+                start = end
+        except BadRows as bad:
+            raise self._corrupt(bad) from bad
+        scales, row_ids, trak_q = (found[0] if len(found) == 1 else np.concatenate(found) for found in parts.values())
+        return Columns(scales, row_ids.view(np.int64), trak_q)
+
+    def _corrupt(self, bad: BadRows) -> Corrupt:
+        """The damage of rows that were asked for by position, as it is raised."""
+        try:
+            self.meet(bad, None, 0)
+        except Corrupt as error:
+            return error
+        raise AssertionError("damage without a sink is raised")
+
     def _positions_of(self, row_ids: RowIds, on_damage: OnDamage | None) -> tuple[Positions, bool]:
         """Positions, -1 for none, and whether some of the column could not be read, and so any of the rows may be
         there."""
         bad: list[BadRows] = []
         found = self.positions.find(row_ids, self.position_count, self.dead, bad.append)
         for one in bad:
-            self._meet(one, on_damage, 0)
+            self.meet(one, on_damage, 0)
+        found[found < self.first] = -1
         return found, bool(bad)
 
     def _chosen_tile(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> Tile | None:
@@ -210,7 +287,7 @@ class StoredCheckpointView:
             return self._tile(start, stop)
         return _pick(self._tile(start, stop), chosen) if chosen.any() else None
 
-    def _meet(self, bad: BadRows, on_damage: OnDamage | None, left_out: int) -> None:
+    def meet(self, bad: BadRows, on_damage: OnDamage | None, left_out: int) -> None:
         """Tells of rows that cannot be read. Raises Corrupt without a sink."""
         stop = min(bad.stop, self.position_count)
         row_ids = self._readable_row_ids(bad.start, stop)
@@ -219,10 +296,10 @@ class StoredCheckpointView:
             f"collection {self.damages.collection!r}, checkpoint {self.name!r}, rows at positions {bad.start} to "
             f"{stop - 1}{ids}: {bad.reason}"
         )
-        damage = Damage(self.name, str(bad.path), message, self._live_count(bad.start, stop, None))
+        damage = Damage(self.name, str(bad.path), message, self.live_count(bad.start, stop, None))
         self.damages.meet(damage, on_damage, left_out)
 
-    def _live_count(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> int:
+    def live_count(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> int:
         """Live rows at positions [start, stop) of one shard, with ids in the range; if none can be read, all of them
         are in the range that begins at 0."""
         live = live_mask(self.dead, start, stop)
@@ -233,26 +310,27 @@ class StoredCheckpointView:
 
     def _readable_row_ids(self, start: int, stop: int) -> Rows | None:
         try:
-            return self._column("row_ids", start, stop)
+            return self.column("row_ids", start, stop)
         except BadRows:
             return None
 
     def _chosen(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> npt.NDArray[np.bool_] | None:
         live = live_mask(self.dead, start, stop)
         if row_id_range is not None:
-            row_ids = self._column("row_ids", start, stop)
+            row_ids = self.column("row_ids", start, stop)
             live &= (row_ids >= row_id_range[0]) & (row_ids < row_id_range[1])
         return None if live.all() else live
 
     def _tile(self, start: int, stop: int) -> Tile:
         return Tile(
-            rows=self._column("gradients", start, stop),
-            scales=self._column("scales", start, stop),
-            row_ids=self._column("row_ids", start, stop).astype(np.int64),
-            trak_q=self._column("trak_q", start, stop),
+            rows=self.column("gradients", start, stop),
+            scales=self.column("scales", start, stop),
+            row_ids=self.column("row_ids", start, stop).astype(np.int64),
+            trak_q=self.column("trak_q", start, stop),
         )
 
-    def _column(self, name: str, start: int, stop: int) -> Rows:
+    def column(self, name: str, start: int, stop: int) -> Rows:
+        """Rows [start, stop) of an array, which must lie in one chunk. Raises BadRows."""
         return self.arrays[name].read(start, stop, self.position_count)
 
 

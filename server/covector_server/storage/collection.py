@@ -25,11 +25,13 @@ from covector_server.metadata.records import (
     CheckpointRecord,
     CollectionCounters,
     CollectionRecord,
+    IndexRecord,
 )
 from covector_server.storage.array import ZarrArray
 from covector_server.storage.checkpoint import StoredCheckpoint, StoredCheckpointView
 from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.erased import erased_row_count
+from covector_server.storage.index_files import INDEXES, listed
 from covector_server.storage.key_hash import hash_keys
 from covector_server.storage.key_table import KeyTable
 from covector_server.storage.positions import is_among
@@ -183,12 +185,21 @@ class StoredCollection:
     def _load_checkpoint(self, reader: Reader, key: bytes, record: CheckpointRecord) -> None:
         checkpoint = self.checkpoint_at(record)
         counters = CheckpointCounters.decode(reader.get("checkpoint_counters", key) or b"{}")
-        dead = [
-            np.frombuffer(value, "<u4").astype(np.int64) + numbers(entry)[2] * record.shard_rows
-            for entry, value in reader.scan("tombstones", key)
-        ]
-        checkpoint.load(counters, np.concatenate(dead) if dead else np.empty(0, dtype=np.int64))
+        checkpoint.load(counters, dead_positions(reader, key, record.shard_rows))
         self.checkpoints[record.name] = checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIndex:
+    """``view.ListedIndex`` on files."""
+
+    record: IndexRecord
+    directory: Path
+    damages: DamageReporter
+
+    def report(self, message: str) -> None:
+        """Remembers that its files are damaged: no row is, but queries go without the index."""
+        self.damages.meet(Damage("", str(self.directory), message, 0), on_damage=lambda _: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +256,14 @@ class StoredCollectionView:
         """The rows of these ranges whose metadata came after the range was indexed."""
         return supplemented_rows(self.collection.log, self.supplements, ranges)
 
+    def listed_indexes(self) -> Sequence[StoredIndex]:
+        """The indexes listed now, by this process or another."""
+        collection = self.collection
+        with collection.catalog.read() as reader:
+            records = listed(reader, collection.record.id)
+        root = collection.directory / INDEXES
+        return [StoredIndex(record, root / record.directory, collection.damages) for record in records]
+
     @property
     def supplements(self) -> Sequence[BlockRecord]:
         """Where the supplements lie, in order of arrival."""
@@ -258,6 +277,15 @@ def deleted_rows(reader: Reader, collection_id: int) -> RowIds:
         for key, value in reader.scan("deleted_rows", number(collection_id))
     ]
     return np.concatenate(runs) if runs else NO_ROWS
+
+
+def dead_positions(reader: Reader, key: bytes, shard_rows: int) -> Positions:
+    """The sorted dead positions of the checkpoint under ``key``."""
+    dead = [
+        np.frombuffer(value, "<u4").astype(np.int64) + numbers(entry)[2] * shard_rows
+        for entry, value in reader.scan("tombstones", key)
+    ]
+    return np.concatenate(dead) if dead else NO_ROWS
 
 
 def deleted_by_range(deleted: RowIds, ranges: RowIds) -> Iterator[tuple[int, bytes]]:

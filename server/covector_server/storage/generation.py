@@ -25,6 +25,7 @@ from covector_server.storage.collection import StoredCollection, positions_by_sh
 from covector_server.storage.contract import ArrayState
 from covector_server.storage.erased import put_erased_in_shards
 from covector_server.storage.layout import position_bytes
+from covector_server.storage.positions import NO_POSITIONS
 from covector_server.storage.store import Store
 from covector_server.storage.view import Positions
 
@@ -69,6 +70,10 @@ class GenerationCopy(ABC):
     def erased(self) -> Mapping[int, int]:
         """By shard of the new arrays, how many of the dead positions hold nothing."""
 
+    def dropped(self) -> Positions:
+        """Positions below ``row_count`` of the old arrays that the new ones leave out, sorted."""
+        return NO_POSITIONS
+
     def full_shard_count(self) -> int:
         """Full shards of the new arrays: all are sealed."""
         return self.states()["gradients"].row_count // self.new.record.shard_rows
@@ -79,6 +84,18 @@ class GenerationCopy(ABC):
         for array in self.new.arrays.values():
             if array.published_row_count() != row_count:
                 array.set_published(row_count)
+
+
+class Follower(Protocol):
+    """What derives from the positions of a checkpoint, and changes with its generation."""
+
+    def prepare(self, copy: GenerationCopy, check: Check) -> None:
+        """Beside the store's other work: what the copy has taken over stays as it is."""
+        ...
+
+    def commit(self, writer: Writer, copy: GenerationCopy) -> None:
+        """In the transaction of the switch."""
+        ...
 
 
 def array_files(checkpoint: StoredCheckpoint) -> dict[str, ZarrArray]:
@@ -108,8 +125,15 @@ def next_generation(store: Store, collection: StoredCollection, old: StoredCheck
         raise
 
 
-def take_over(store: Store, collection: StoredCollection, copy: GenerationCopy, run: Exclusive, check: Check) -> None:
-    """Fills the next generation and switches to it."""
+def take_over(
+    store: Store,
+    collection: StoredCollection,
+    copy: GenerationCopy,
+    run: Exclusive,
+    check: Check,
+    follower: Follower | None = None,
+) -> None:
+    """Fills the next generation and switches to it; ``follower`` with it."""
     old = copy.old
     row_bytes = position_bytes(collection.space.dim)
     for _ in range(PASSES_MAX):
@@ -118,8 +142,10 @@ def take_over(store: Store, collection: StoredCollection, copy: GenerationCopy, 
             break
     copy.publish_full_shards()
     check()
+    if follower is not None:
+        follower.prepare(copy, check)
     store.disk.step("compact.copied")
-    run(lambda: _switch(store, collection, copy))
+    run(lambda: _switch(store, collection, copy, follower))
 
 
 def check_alive(collection: StoredCollection) -> None:
@@ -136,7 +162,7 @@ def check_not_deleted(writer: Writer, collection: StoredCollection) -> None:
         raise Conflict(f"collection {collection.record.name!r} was deleted")
 
 
-def _switch(store: Store, collection: StoredCollection, copy: GenerationCopy) -> None:
+def _switch(store: Store, collection: StoredCollection, copy: GenerationCopy, follower: Follower | None) -> None:
     """On the commit thread: what is left, and the transaction."""
     old, new = copy.old, copy.new
     check_alive(collection)
@@ -156,7 +182,7 @@ def _switch(store: Store, collection: StoredCollection, copy: GenerationCopy) ->
     new.counters, new.dead = counters, dead
     if old.is_published():
         new.publish()
-    _commit(store, collection, new, copy.erased())
+    _commit(store, collection, copy, follower)
     with following(collection):
         store.disk.step("compact.switched")
         with collection.changing:
@@ -189,7 +215,8 @@ def following(collection: StoredCollection) -> Iterator[None]:
         raise reason from error
 
 
-def _commit(store: Store, collection: StoredCollection, new: StoredCheckpoint, erased: Mapping[int, int]) -> None:
+def _commit(store: Store, collection: StoredCollection, copy: GenerationCopy, follower: Follower | None) -> None:
+    new, erased = copy.new, copy.erased()
     id_, record = collection.record.id, new.record
     key = number(id_, record.id)
     try:
@@ -202,6 +229,8 @@ def _commit(store: Store, collection: StoredCollection, new: StoredCheckpoint, e
             for shard, positions in positions_by_shard(new.dead, record.shard_rows):
                 writer.put("tombstones", number(id_, record.id, shard), positions)
             put_erased_in_shards(writer, id_, record.id, erased)
+            if follower is not None:
+                follower.commit(writer, copy)
     except Conflict:
         raise
     except (CovectorError, OSError) as error:  # whether it is committed is for a restart to find out

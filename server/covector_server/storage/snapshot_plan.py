@@ -20,6 +20,7 @@ from covector_server.metadata.records import (
     CheckpointRecord,
     CollectionCounters,
     CollectionRecord,
+    IndexRecord,
 )
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
 
@@ -122,11 +123,21 @@ def _plan_collection(reader: Reader, collection: CollectionRecord, plan: Plan) -
             Finished(directory / name / f"{file_number:08d}.{suffix}", record.get("size_bytes", 1))
             for file_number, record in found
         ]
+    _plan_indexes(reader, id_, directory / "indexes", plan)
     dim = Space.from_json(collection.space_json).dim
     for key, value in reader.scan("checkpoints", id_):
         checkpoint = CheckpointRecord.decode(value)
         checkpoint_counters = CheckpointCounters.decode(reader.get("checkpoint_counters", key) or b"{}")
         _plan_checkpoint(checkpoint, checkpoint_counters, dim, directory, plan)
+
+
+def _plan_indexes(reader: Reader, id_: bytes, directory: PurePosixPath, plan: Plan) -> None:
+    """The files of an index never change."""
+    records = [IndexRecord.decode(value) for _, value in reader.scan("indexes", id_)]
+    plan.directories += [directory] if records else []
+    for record in records:
+        plan.directories.append(directory / record.directory)
+        plan.files += [Finished(directory / record.directory / name, size) for name, size in record.files.items()]
 
 
 def _row_log_files(

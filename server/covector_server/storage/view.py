@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from covector.types import GradientKind, Space
+from covector_server.kernels.scan import ChunkedRows
 from covector_server.metadata.postings import Postings
+from covector_server.metadata.records import IndexRecord
 from covector_server.storage.damage import OnDamage
 
 Positions = npt.NDArray[np.int64]
@@ -36,6 +39,37 @@ class Tile:
     scales: npt.NDArray[np.float32]  # [n]
     row_ids: RowIds  # [n]
     trak_q: npt.NDArray[np.float32]  # [n]
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Live rows of a checkpoint where they lie: gradient[i] = scales[i] * rows[i]; trak_q is NaN where not given."""
+
+    rows: ChunkedRows  # n of them
+    scales: npt.NDArray[np.float32]  # [n]
+    row_ids: RowIds  # [n]
+    trak_q: npt.NDArray[np.float32]  # [n]
+
+    @classmethod
+    def of(cls, tile: Tile) -> Strip:
+        """A tile's rows."""
+        return cls(ChunkedRows.of(tile.rows), tile.scales, tile.row_ids, tile.trak_q)
+
+    def pick(self, chosen: npt.NDArray[np.bool_] | Positions) -> Strip:
+        """Some of the rows: a mask of them, or their positions."""
+        return Strip(self.rows.pick(chosen), self.scales[chosen], self.row_ids[chosen], self.trak_q[chosen])
+
+
+class StripSource(Protocol):
+    """Some rows of a checkpoint, of which nothing was read yet. Any thread may ask."""
+
+    def prefetch(self) -> bool:
+        """Begins to read the rows from the disk, if some are not in memory; returns whether. Never raises."""
+        ...
+
+    def load(self, on_damage: OnDamage | None = None) -> Strip:
+        """The rows, checked; those that are damaged are missing from the strip."""
+        ...
 
 
 class CheckpointView(Protocol):
@@ -62,6 +96,15 @@ class CheckpointView(Protocol):
         [low, high). Damaged rows whose very ids cannot be read count in the range that begins at 0."""
         ...
 
+    def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
+        """What ``tiles`` gives, as sources that can be read side by side."""
+        ...
+
+    def strips_of(self, row_ids: RowIds, rows_max: int, on_damage: OnDamage | None = None) -> Iterator[StripSource]:
+        """Those of the rows that are here, in order of arrival, at most ``rows_max`` a strip. Which rows are here is
+        read at once, and ``on_damage`` is told if that fails."""
+        ...
+
     def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
         """The rows with these ids, in this order. Every id must be present; damaged rows are missing from the tile."""
         ...
@@ -69,6 +112,55 @@ class CheckpointView(Protocol):
     def has(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> npt.NDArray[np.bool_]:
         """Which of the rows have a gradient here."""
         ...
+
+
+class PositionedCheckpoint(CheckpointView, Protocol):
+    """A checkpoint whose rows can be told by their positions, as indexes do. Positions of a generation never change
+    their row; a row that is replaced goes to a new position, and its old one is dead."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def position_count(self) -> int:
+        """Positions written, the dead included."""
+        ...
+
+    @property
+    def dead(self) -> Positions:
+        """Positions of rows that were deleted or replaced, sorted."""
+        ...
+
+    def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """[start, stop) in pieces that ``span`` takes."""
+        ...
+
+    def span(self, start: int, stop: int) -> Tile:
+        """All rows at the positions [start, stop), the dead included, as views of mapped files. Raises Corrupt."""
+        ...
+
+    def columns(self, start: int, stop: int) -> Columns:
+        """What stands beside the gradients at the positions [start, stop). Raises Corrupt."""
+        ...
+
+    def strips_at(self, positions: Positions, rows_max: int) -> Iterator[StripSource]:
+        """The live rows at some positions, which ascend, where they lie."""
+        ...
+
+    def since(self, position: int) -> CheckpointView:
+        """The live rows at this position and later ones alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Values of consecutive positions of a checkpoint, the dead included: as in ``Tile``, without the gradients."""
+
+    scales: npt.NDArray[np.float32]  # [n]
+    row_ids: RowIds  # [n]
+    trak_q: npt.NDArray[np.float32]  # [n]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +187,19 @@ class PostingsRange(Protocol):
 
     def open(self) -> Postings | None:
         """The index; None if it cannot be read, so that its rows must be looked at."""
+        ...
+
+
+class ListedIndex(Protocol):
+    """An approximate search structure and where it lies."""
+
+    @property
+    def record(self) -> IndexRecord: ...
+    @property
+    def directory(self) -> Path: ...
+
+    def report(self, message: str) -> None:
+        """Remembers that its files are damaged."""
         ...
 
 
@@ -161,4 +266,8 @@ class CollectionView(Protocol):
 
     def supplemented(self, ranges: Sequence[PostingsRange]) -> RowIds:
         """The rows of these ranges, ascending, whose metadata came after the range was indexed."""
+        ...
+
+    def listed_indexes(self) -> Sequence[ListedIndex]:
+        """The approximate search structures that are listed now. They may be of other generations than the view's."""
         ...

@@ -1,0 +1,1 @@
+"""Approximate search structures: one contract, one backend a file."""

@@ -1,0 +1,81 @@
+"""Directions that rows are projected on, held in blocks of coordinates so that dim may be anything.
+
+``project`` widens a batch of rows block by block and multiplies each block with every set of directions at once: rows
+are read and widened once, however many sets there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from covector_server.index.contract import Float32
+
+BLOCK_DIM = 8192
+BATCH_BYTES = 16 << 20  # of rows widened at once
+WIDE_BYTES = 64 << 20  # of directions that are kept as float32
+
+Float16 = npt.NDArray[np.float16]
+
+
+def spans(dim: int) -> Iterator[tuple[int, int]]:
+    """The blocks of coordinates."""
+    for start in range(0, dim, BLOCK_DIM):
+        yield start, min(start + BLOCK_DIM, dim)
+
+
+def batch_rows(dim: int) -> int:
+    """How many rows are projected at once."""
+    return max(1, BATCH_BYTES // (4 * min(dim, BLOCK_DIM)))
+
+
+class Directions:
+    """Directions float16[count, dim] as a list of blocks float16[count, block]. A few are kept widened."""
+
+    def __init__(self, blocks: Sequence[Float16]) -> None:
+        self.count = len(blocks[0])
+        self._blocks = blocks
+        self._wide: list[Float32] | None = None
+        if 4 * self.count * sum(block.shape[1] for block in blocks) <= WIDE_BYTES:
+            self._wide = [block.astype(np.float32) for block in blocks]
+
+    @staticmethod
+    def of(vectors: Sequence[Float16]) -> Directions:
+        """Whole vectors, float16[dim] each."""
+        return Directions(
+            [np.stack([vector[start:stop] for vector in vectors]) for start, stop in spans(len(vectors[0]))]
+        )
+
+    @staticmethod
+    def mapped(data: memoryview, count: int, dim: int) -> Directions:
+        """Those in a file: for each block its directions, one after the other."""
+        flat = np.frombuffer(data, "<f2")
+        return Directions([flat[count * start : count * stop].reshape(count, -1) for start, stop in spans(dim)])
+
+    @property
+    def wide_bytes(self) -> int:
+        """Bytes kept in memory."""
+        return sum(block.nbytes for block in self._wide or ())
+
+    def narrow_block(self, number: int) -> Float16:
+        """Block ``number`` as it is stored."""
+        return self._blocks[number]
+
+    def block(self, number: int) -> Float32:
+        """Block ``number``, float32[count, block]."""
+        return self._blocks[number].astype(np.float32) if self._wide is None else self._wide[number]
+
+
+def project(rows: Sequence[npt.NDArray[np.float16] | Float32], sets: Sequence[Directions]) -> list[Float32]:
+    """Products of rows, given in pieces [n, dim], with sets of directions: float32[rows, count] for each set."""
+    dim, row_count = rows[0].shape[1], sum(map(len, rows))
+    products = [np.zeros((row_count, directions.count), dtype=np.float32) for directions in sets]
+    wide = np.empty((row_count, min(dim, BLOCK_DIM)), dtype=np.float32)
+    for number, (start, stop) in enumerate(spans(dim)):
+        block = wide[:, : stop - start]
+        np.concatenate([piece[:, start:stop] for piece in rows], out=block, casting="same_kind")
+        for product, directions in zip(products, sets, strict=True):
+            product += block @ directions.block(number).T
+    return products

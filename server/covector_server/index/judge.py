@@ -1,0 +1,122 @@
+"""Recall of an index on rows of its own collection: some rows are asked as queries, and exact search is the judge.
+
+The exact scores come from the pass that a build makes over the rows anyway. A row that asks does not count as an answer
+to itself, nor was it among those that the index was learnt from, where there are others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from covector_server.index.contract import Candidates, Float32, Index, Search, Source, candidate_count
+from covector_server.index.directions import Directions, Float16
+from covector_server.index.extremes import Extremes
+from covector_server.storage.view import Positions
+
+QUERIES_MAX, QUERIES_MIN = 64, 8
+QUERY_BYTES = 32 << 20
+DEPTH = 100  # of the exact answers
+OVERSAMPLINGS = (10, 20, 40)
+
+
+def held_out(source: Source, learnt_from: npt.NDArray[np.int64], seed: int) -> Positions:
+    """Positions of rows to ask with, sorted."""
+    count = max(QUERIES_MIN, min(QUERIES_MAX, QUERY_BYTES // (2 * source.dim)))
+    live = source.live
+    others = np.setdiff1d(live, learnt_from, assume_unique=True)
+    pool = others if len(others) >= count else live
+    return np.sort(np.random.default_rng(seed).choice(pool, min(count, len(pool)), replace=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Shares of the exact answers that are among the candidates: of the top 10, the top 100, the bottom 10. 1.0 where
+    nothing could be asked."""
+
+    at_10: float
+    at_100: float
+    bottom_10: float
+
+    @property
+    def least(self) -> float:
+        """The smallest of the three."""
+        return min(self.at_10, self.at_100, self.bottom_10)
+
+    def as_json(self) -> dict[str, float]:
+        """As it is kept with the index."""
+        return {"recall@10": self.at_10, "recall@100": self.at_100, "bottom-10": self.bottom_10}
+
+
+@dataclass(slots=True)
+class Judge:
+    """Asks with the rows at ``positions``. ``offer`` takes exact products; after the last, ``recalls`` may be asked."""
+
+    source: Source
+    positions: Positions
+    directions: Directions | None = field(init=False)
+    _vectors: Float32 = field(init=False)
+    _extremes: Extremes = field(init=False)
+    _truth: tuple[list[Positions], list[Positions]] | None = None
+
+    def __post_init__(self) -> None:
+        views = self.source.views(self.positions)
+        self.directions = Directions.of(views) if views else None
+        self._vectors = _wide(views, self.source.dim)
+        self._extremes = Extremes(len(views), DEPTH)
+
+    def offer(self, first: int, products: Float32) -> None:
+        """products: float32[n, queries] of the rows at positions from ``first`` on."""
+        if self._truth is not None:
+            return
+        stop = first + len(products)
+        scores = (products * self.source.rows.factors(first, stop)[:, None].astype(np.float32)).T
+        chosen = self.source.rows.chosen(first, stop)
+        if chosen is not None:
+            scores[:, ~chosen] = np.nan
+        here = np.flatnonzero((self.positions >= first) & (self.positions < stop))
+        scores[here, self.positions[here] - first] = np.nan
+        self._extremes.offer(first, scores)
+
+    def recalls(self, index: Index) -> dict[int, Recall]:
+        """Recall by oversampling."""
+        if self.directions is None:
+            return dict.fromkeys(OVERSAMPLINGS, Recall(1.0, 1.0, 1.0))
+        self._truth = self._truth or (self._extremes.top(), self._extremes.bottom())
+        count = min(candidate_count(max(OVERSAMPLINGS), DEPTH), self.source.row_count) + 1
+        found = index.candidates(Search(self._vectors, count, self.source.rows, lambda: None))
+        return {oversampling: self._recall(found, oversampling, self._truth) for oversampling in OVERSAMPLINGS}
+
+    def _recall(self, found: Candidates, oversampling: int, truth: tuple[list[Positions], list[Positions]]) -> Recall:
+        top, bottom = truth
+        return Recall(
+            share_found(top, found.top, 10, oversampling),
+            share_found(top, found.top, 100, oversampling),
+            share_found(bottom, found.bottom, 10, oversampling),
+        )
+
+
+def share_found(truth: Sequence[Positions], found: Sequence[Positions], k: int, oversampling: int) -> float:
+    """The share of the first ``k`` of each true list that is among the candidates for k, beside the row that
+    asks."""
+    wanted_count = sum(len(true[:k]) for true in truth)
+    hit_count = sum(
+        int(np.isin(true[:k], candidates[: candidate_count(oversampling, k) + 1]).sum())
+        for true, candidates in zip(truth, found, strict=True)
+    )
+    return hit_count / wanted_count if wanted_count else 1.0
+
+
+def choose_oversampling(recalls: dict[int, Recall], wanted: float) -> int | None:
+    """The smallest oversampling that reaches a recall, None if none does."""
+    return next((one for one in OVERSAMPLINGS if recalls[one].least >= wanted), None)
+
+
+def _wide(views: Sequence[Float16], dim: int) -> Float32:
+    wide = np.empty((len(views), dim), dtype=np.float32)
+    for row, view in zip(wide, views, strict=True):
+        row[:] = view
+    return wide

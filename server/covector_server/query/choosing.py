@@ -1,0 +1,97 @@
+"""Exact or by an index: what a plan would cost either way, and why an index is not used where one might be.
+
+Costs are in elements of rows: float16 numbers that are read and multiplied. A row that is read alone, from anywhere,
+costs more than one of a run; so does a second query less than the first, since what it needs was read already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from covector.errors import Corrupt
+from covector_server.index.cache import IndexCache
+from covector_server.index.contract import candidate_count
+from covector_server.metadata.records import IndexPart, IndexRecord
+from covector_server.query.planner import Plan
+from covector_server.query.question import Question
+from covector_server.storage.view import CollectionView, ListedIndex, PositionedCheckpoint
+
+APART = 6.0  # what a row costs that is read alone and scored in float64
+MORE_VECTORS = 0.25  # what a vector costs beside the first, in a scan
+FIXED_ELEMENTS = 500_000  # of taking the path at all
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An index to use, None for exact search; ``reason`` says why, for people."""
+
+    listed: ListedIndex | None
+    reason: str
+
+
+def choose(
+    view: CollectionView, plan: Plan, question: Question, k: int, match_count: int | None, indexes: IndexCache
+) -> Choice:
+    """match_count: rows that the filter holds for, None without one."""
+    hindrance = _hindrance(plan, question)
+    if hindrance:
+        return Choice(None, hindrance)
+    checkpoint = positioned(plan)
+    try:
+        listed_now = view.listed_indexes()
+    except Corrupt as error:
+        return Choice(None, f"the list of indexes is damaged: {error.message}")
+    fitting = [listed for listed in listed_now if fits(listed.record, checkpoint, question.scorer)]
+    if not fitting:
+        return Choice(None, f"no index for checkpoint {checkpoint.name!r} and scorer {question.scorer!r}")
+    sound = [listed for listed in fitting if not indexes.trouble(listed)]
+    if not sound:
+        return Choice(None, f"index {fitting[0].record.id} is damaged: {indexes.trouble(fitting[0])}")
+    row_count = checkpoint.row_count if match_count is None else min(match_count, checkpoint.row_count)
+    exact_cost = row_count * plan.dim * _vectors_cost(plan)
+    costs = {listed.record.id: index_cost(listed.record, checkpoint, plan, k) for listed in sound}
+    best = min(sound, key=lambda listed: costs[listed.record.id])
+    if costs[best.record.id] >= exact_cost:
+        return Choice(None, f"exact search of {row_count} rows costs less than index {best.record.id}")
+    return Choice(best, f"index {best.record.id} costs less than exact search of {row_count} rows")
+
+
+def positioned(plan: Plan) -> PositionedCheckpoint:
+    """The only checkpoint of a plan. Where there are indexes, checkpoints can be told by positions."""
+    return cast("PositionedCheckpoint", plan.terms[0].view)
+
+
+def _hindrance(plan: Plan, question: Question) -> str:
+    if question.exact:
+        return "exact search was asked for"
+    if len(plan.terms) > 1:
+        return "several checkpoints are summed, and no index covers the set"
+    if plan.reduce_max:
+        return "the smallest of a maximum over groups is not among the groups' smallest"
+    return ""
+
+
+def fits(record: IndexRecord, checkpoint: PositionedCheckpoint, scorer: str) -> bool:
+    """Whether an index is of this very checkpoint, as the view sees it, and answers this scorer."""
+    if scorer not in record.scorers or record.fit or len(record.parts) != 1:
+        return False
+    (part,) = record.covered
+    return (part.checkpoint_id, part.generation) == (checkpoint.id, checkpoint.generation) and covers(part, checkpoint)
+
+
+def covers(part: IndexPart, checkpoint: PositionedCheckpoint) -> bool:
+    """Whether the view is not older than what the index covers."""
+    return part.row_count <= checkpoint.position_count
+
+
+def index_cost(record: IndexRecord, checkpoint: PositionedCheckpoint, plan: Plan, k: int) -> float:
+    """Elements that a query reads with an index."""
+    (part,) = record.covered
+    fresh = (checkpoint.position_count - part.row_count) * plan.dim
+    apart = 2 * candidate_count(record.oversampling, k) * plan.group_count * plan.dim * APART
+    return FIXED_ELEMENTS + (record.query_elements + fresh) * _vectors_cost(plan) + apart
+
+
+def _vectors_cost(plan: Plan) -> float:
+    return 1 + MORE_VECTORS * (plan.group_count - 1)
