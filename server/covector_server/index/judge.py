@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from covector_server.index.contract import Candidates, Float32, Index, Search, Source
+from covector_server.index.contract import Candidates, Float32, Index, Search, Source, candidate_count
 from covector_server.index.directions import Directions, Float16
 from covector_server.index.extremes import Extremes
 from covector_server.storage.view import Positions
@@ -85,7 +85,7 @@ class Judge:
         """Recall by oversampling."""
         if self.directions is None:
             return dict.fromkeys(OVERSAMPLINGS, Recall(1.0, 1.0, 1.0))
-        found = self._ask(index, max(OVERSAMPLINGS) * DEPTH)
+        found = self._ask(index, candidate_count(max(OVERSAMPLINGS), DEPTH))
         return {oversampling: self._recall(found, found, oversampling) for oversampling in OVERSAMPLINGS}
 
     def recall(self, index: Index, oversampling: int) -> Recall:
@@ -93,7 +93,7 @@ class Judge:
         as queries do."""
         if self.directions is None:
             return Recall(1.0, 1.0, 1.0)
-        found_10, found_100 = (self._ask(index, oversampling * k) for k in (10, 100))
+        found_10, found_100 = (self._ask(index, candidate_count(oversampling, k)) for k in (10, 100))
         return self._recall(found_10, found_100, oversampling)
 
     def _ask(self, index: Index, count: int) -> Candidates:
@@ -112,11 +112,11 @@ class Judge:
 
 
 def share_found(truth: Sequence[Positions], found: Sequence[Positions], k: int, oversampling: int) -> float:
-    """The share of the first ``k`` of each true list that is among the first ``oversampling * k`` candidates, beside
-    the row that asks."""
+    """The share of the first ``k`` of each true list that is among the candidates for k, beside the row that
+    asks."""
     wanted_count = sum(len(true[:k]) for true in truth)
     hit_count = sum(
-        int(np.isin(true[:k], candidates[: oversampling * k + 1]).sum())
+        int(np.isin(true[:k], candidates[: candidate_count(oversampling, k) + 1]).sum())
         for true, candidates in zip(truth, found, strict=True)
     )
     return hit_count / wanted_count if wanted_count else 1.0

@@ -17,18 +17,18 @@ import numpy as np
 
 from covector.errors import Corrupt
 from covector.types import Stage
-from covector_server.index.contract import Index, Search
+from covector_server.index.contract import Index, Search, candidate_count
 from covector_server.index.source import CheckpointRows
 from covector_server.metadata.records import IndexRecord
 from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.choosing import candidate_count, positioned
+from covector_server.query.choosing import positioned
 from covector_server.query.planner import Plan
 from covector_server.query.question import End, Ends
 from covector_server.query.scan import Mask
 from covector_server.query.topk import Ranking
 from covector_server.storage.view import NO_KEY, CollectionView, PositionedCheckpoint, Positions
 
-RESCORE_ELEMENTS = 4 << 20  # of candidates read at once
+RESCORE_ELEMENTS = 4 << 20  # of candidates scored at once
 
 # Scans and re-scores what a plan sees: the ends of each result, the stages, whether all keys could be read.
 ExactSearch: TypeAlias = Callable[[Plan], tuple[tuple[Ends, ...], tuple[Stage, ...], bool]]
@@ -69,7 +69,7 @@ class IndexSearch:
         (term,) = self.plan.terms
         checkpoint = positioned(self.plan)
         rows = CheckpointRows(checkpoint, term.scorer, self.plan.dim, self.mask)
-        search = Search(term.narrow, candidate_count(self.record, self.k), rows, self._check)
+        search = Search(term.narrow, candidate_count(self.record.oversampling, self.k), rows, self._check)
         found = index.candidates(search)
         drawn_s = time.perf_counter()
         drawn = [np.union1d(top, bottom) for top, bottom in zip(found.top, found.bottom, strict=True)]
@@ -82,13 +82,12 @@ class IndexSearch:
         """The best of some candidates of one result, by exact scores."""
         (term,) = self.plan.terms
         rankings = {turn: Ranking(self.k, self._keys_of) for turn in (1.0, -1.0)}
-        step = max(1, RESCORE_ELEMENTS // self.plan.dim)
-        for start in range(0, len(positions), step):
+        for source in checkpoint.strips_at(positions, max(1, RESCORE_ELEMENTS // self.plan.dim)):
             self._check()
-            tile = checkpoint.at(positions[start : start + step])
-            scores = term.exact(tile, slice(group, group + 1))[0]
+            strip = source.load()
+            scores = term.exact(strip, slice(group, group + 1))[0]
             for turn, ranking in rankings.items():
-                ranking.add(turn * scores, tile.row_ids)
+                ranking.add(turn * scores, strip.row_ids)
         return Ends(_end(rankings[1.0], 1.0), _end(rankings[-1.0], -1.0))
 
     def _keys_of(self, row_ids: Positions) -> list[bytes]:
