@@ -62,8 +62,8 @@ class AnnoyLibrary:
     are coordinates."""
 
     kind = KIND
-    spread = 4
-    settings = (Setting(64, 10), Setting(256, 10), Setting(256, 20))
+    spread = 8
+    settings = (Setting(64, 10), Setting(128, 10), Setting(256, 10), Setting(256, 20))
     efforts = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)  # a row that is met in several trees counts as often
     has_trees = True
 

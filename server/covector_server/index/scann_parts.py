@@ -66,7 +66,7 @@ class ScannLibrary:
     """``parts.Library``."""
 
     kind = KIND
-    spread = 4
+    spread = 8
     settings = (Setting(128), Setting(256))
     efforts = (0.05, 0.1, 0.2, 0.4, 1.0)
     has_trees = False
