@@ -23,7 +23,7 @@ SOURCES := client server scripts native tests benchmarks examples hatch_build.py
 KERNELS := server/covector_server/kernels/libcovector.so
 
 .PHONY: help demo test format lint types imports proto unit chaos power image-check stubs clean
-.PHONY: bench-ingest bench-smoke bench-peers
+.PHONY: bench-ingest bench-search bench-smoke bench-peers
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -75,8 +75,12 @@ stubs: $(VENV)/dev.stamp  ## Generate client/covector/v1 from proto/
 bench-ingest: $(VENV)/dev.stamp $(KERNELS) bench-peers  ## Every figure of ingest, on an idle machine (ARGS="--only stream")
 	@$(BIN)/python benchmarks/ingest.py --lancedb-python $(PEERS)/bin/python $(ARGS)
 
-bench-smoke: $(VENV)/dev.stamp $(KERNELS)  ## Does the ingest benchmark run? Small sizes, under a minute, no results
+bench-search: $(VENV)/dev.stamp $(KERNELS) bench-peers  ## Every figure of exact search, on an idle machine (ARGS="--only wire")
+	@$(BIN)/python benchmarks/search.py --peer-python $(PEERS)/bin/python $(ARGS)
+
+bench-smoke: $(VENV)/dev.stamp $(KERNELS)  ## Do the benchmarks run? Small sizes, no results
 	@$(BIN)/python benchmarks/ingest.py --quick $(ARGS)
+	@$(BIN)/python benchmarks/search.py --quick --peer-python $(PEERS)/bin/python $(ARGS)
 
 bench-peers: $(PEERS)/peers.stamp  ## Other databases, for comparisons, in an environment of their own
 

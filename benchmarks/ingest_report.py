@@ -1,4 +1,4 @@
-"""Figures of the ingest benchmarks: a value, what it should be, and where the results are written."""
+"""Figures of a benchmark: a value, what it should be, and where the results are written."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def table(figures: Sequence[Figure]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def write(directory: Path, figures: Sequence[Figure], settings: dict[str, Any]) -> None:
-    """Puts the figures into ingest.json and ingest.md; those of the same names that stand there are replaced."""
-    path = directory / "ingest.json"
+def write(directory: Path, figures: Sequence[Figure], settings: dict[str, Any], name: str = "ingest") -> None:
+    """Puts the figures into NAME.json and NAME.md; those of the same names that stand there are replaced."""
+    path = directory / f"{name}.json"
     known: dict[str, Any] = {}
     if path.exists():
         known = {entry["name"]: entry for entry in json.loads(path.read_text())["figures"]}
@@ -79,7 +79,7 @@ def write(directory: Path, figures: Sequence[Figure], settings: dict[str, Any]) 
     known |= {figure.name: asdict(figure) | {"verdict": figure.verdict, "run": run} for figure in figures}
     path.write_text(json.dumps({"figures": list(known.values())}, indent=1) + "\n")
     shown = [Figure(**{name: entry[name] for name in Figure.__slots__}) for entry in known.values()]
-    (directory / "ingest.md").write_text(_HEADER + table(shown))
+    (directory / f"{name}.md").write_text(_HEADER.format(name=name, title=name.capitalize()) + table(shown))
 
 
 def machine() -> dict[str, Any]:
@@ -93,10 +93,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-_HEADER = """# Ingest
+_HEADER = """# {title}
 
-Written by benchmarks/ingest.py, which says how each figure is measured. Ratios are medians over rounds in which both
-sides ran one after the other; the settings and the machine of each figure are in ingest.json.
+Written by benchmarks/{name}.py, which says how each figure is measured. Ratios are medians over rounds in which both
+sides ran one after the other; the settings and the machine of each figure are in {name}.json.
 
 """
 

@@ -11,7 +11,7 @@
 #endif
 
 #define COVECTOR_API __attribute__((visibility("default")))
-#define COVECTOR_VERSION 3
+#define COVECTOR_VERSION 4
 
 COVECTOR_API int32_t covector_version(void);
 
@@ -20,11 +20,67 @@ COVECTOR_API int32_t covector_version(void);
 COVECTOR_API int32_t covector_check_rows(const uint8_t *rows, size_t row_count, size_t row_bytes, uint32_t *crcs,
                                          uint64_t *sum);
 
+/* CRC-32C of count pieces of size_bytes, stride_bytes apart. */
+COVECTOR_API void covector_checksums(const uint8_t *pieces, size_t count, size_t size_bytes, size_t stride_bytes,
+                                     uint32_t *crcs);
+
 /* table: uint32[1024], for pieces of size_bytes. */
 COVECTOR_API void covector_crc_shift(size_t size_bytes, uint32_t *table);
 
 /* CRC-32C of what crc stands for, followed by count pieces of one size, of which crcs and the table are given. */
 COVECTOR_API uint32_t covector_crc_join(uint32_t crc, const uint32_t *crcs, size_t count, const uint32_t *table);
+
+/* scan.c. Rows of float16 in chunks of chunk_rows rows, each chunk stride_bytes from the next. places: of the row_count
+   rows that are meant, counted through the chunks; NULL for those from first on. */
+struct covector_rows {
+    const uint8_t *chunks;
+    const int64_t *places;
+    size_t chunk_rows, stride_bytes, first, row_count, dim;
+};
+
+/* How many ways to multiply this processor has; the last is the fastest. */
+COVECTOR_API int32_t covector_scan_paths(void);
+
+/* <vector, row> for all pairs, and <row, row>, in float32 blocks that are added in float64: products[vectors][rows],
+   squares[rows]. Vectors are padded with zeros to vector_stride, a multiple of 16. Returns 0 if there is no memory. */
+COVECTOR_API int32_t covector_products(int32_t path, const struct covector_rows *rows, const float *vectors,
+                                       size_t vector_count, size_t vector_stride, double *products, double *squares);
+
+/* The same in float64. The order of each sum depends on dim alone. */
+COVECTOR_API int32_t covector_exact_products(int32_t path, const struct covector_rows *rows, const double *vectors,
+                                             size_t vector_count, size_t vector_stride, double *products,
+                                             double *squares);
+
+/* topk.c. Approximate scores of some rows for each result: products[r][i] * coefficients[r] * factors[i], off by at most
+   reaches[r] * row_reaches[i], or by errors[r][i] where errors is not NULL. */
+struct covector_scores {
+    const double *products, *coefficients, *factors, *reaches, *row_reaches, *errors;
+    const int64_t *row_ids;
+    size_t result_count, row_count;
+};
+
+/* What is kept of both ends of each result, the pool of result r's top at 2 r, of its bottom, with its scores' sign
+   turned, at 2 r + 1: at most capacity rows, each with its score and error. capacity: at least 2 k. heap: k numbers.
+   progress: how many of the rows on offer each pool has seen. */
+struct covector_pools {
+    double *scores, *errors, *thresholds, *heap;
+    int64_t *row_ids, *counts, *progress;
+    size_t capacity, k;
+};
+
+/* Offers rows from each pool's progress on. Returns how many pools are too full to go on: more than three quarters of
+   their rows cannot be told from the k-th. To be called again once these have been settled with exact scores. */
+COVECTOR_API int64_t covector_offer(const struct covector_pools *pools, const struct covector_scores *scores);
+
+/* Lets go of the rows of all pools that surely are not among the k best. */
+COVECTOR_API void covector_settle(const struct covector_pools *pools, size_t result_count);
+
+/* Adds scores to totals[r][places[i]] and the bounds of their errors to errors[r][places[i]], width numbers a result. */
+COVECTOR_API void covector_accumulate(const struct covector_scores *scores, const int64_t *places, size_t width,
+                                      double *totals, double *errors);
+
+/* chunks.c. Whether the pages of [at, at + size_bytes) are in memory, as far as a page in each step_bytes tells. */
+COVECTOR_API int32_t covector_resident(const uint8_t *at, size_t size_bytes, size_t step_bytes);
 
 /* keys.c. A column is data and ends, checked to grow up to the data's length. */
 COVECTOR_API void covector_hash_keys(const uint8_t *data, const uint32_t *ends, size_t count, uint64_t *hashes);

@@ -11,7 +11,9 @@
 #define POLYNOMIAL 0x82f63b78u /* reflected */
 #define LANES 3
 
-typedef void (*crc_lanes_function)(const uint8_t *rows, size_t row_bytes, size_t lane_count, uint32_t *crcs);
+/* Of lane_count rows, stride_bytes from one to the next. */
+typedef void (*crc_lanes_function)(const uint8_t *rows, size_t row_bytes, size_t stride_bytes, size_t lane_count,
+                                   uint32_t *crcs);
 
 static uint32_t crc_table[256];
 
@@ -22,10 +24,11 @@ static uint32_t crc_octets(uint32_t crc, const uint8_t *at, size_t size_bytes)
     return crc;
 }
 
-static void crc_lanes_table(const uint8_t *rows, size_t row_bytes, size_t lane_count, uint32_t *crcs)
+static void crc_lanes_table(const uint8_t *rows, size_t row_bytes, size_t stride_bytes, size_t lane_count,
+                            uint32_t *crcs)
 {
     for (size_t lane = 0; lane < lane_count; lane++)
-        crcs[lane] = ~crc_octets(~0u, rows + lane * row_bytes, row_bytes);
+        crcs[lane] = ~crc_octets(~0u, rows + lane * stride_bytes, row_bytes);
 }
 
 #ifdef COVECTOR_X86
@@ -50,15 +53,15 @@ __attribute__((target("sse4.2"))) static uint32_t crc_rest(uint64_t crc, const u
     return ~last;
 }
 
-__attribute__((target("sse4.2"))) static void crc_lanes_sse42(const uint8_t *rows, size_t row_bytes, size_t lane_count,
-                                                              uint32_t *crcs)
+__attribute__((target("sse4.2"))) static void crc_lanes_sse42(const uint8_t *rows, size_t row_bytes,
+                                                              size_t stride_bytes, size_t lane_count, uint32_t *crcs)
 {
     if (lane_count < LANES) {
         for (size_t lane = 0; lane < lane_count; lane++)
-            crcs[lane] = crc_rest(~0u, rows + lane * row_bytes, row_bytes);
+            crcs[lane] = crc_rest(~0u, rows + lane * stride_bytes, row_bytes);
         return;
     }
-    const uint8_t *first = rows, *second = rows + row_bytes, *third = rows + 2 * row_bytes;
+    const uint8_t *first = rows, *second = rows + stride_bytes, *third = rows + 2 * stride_bytes;
     uint64_t a = ~0u, b = ~0u, c = ~0u;
     size_t at = 0;
     for (; at + 8 <= row_bytes; at += 8) {
@@ -123,7 +126,7 @@ COVECTOR_API int32_t covector_check_rows(const uint8_t *rows, size_t row_count, 
     int finite = 1;
     for (size_t row = 0; row < row_count;) {
         size_t lanes = row_count - row < LANES ? row_count - row : LANES;
-        crc_lanes(rows + row * row_bytes, row_bytes, lanes, crcs + row);
+        crc_lanes(rows + row * row_bytes, row_bytes, row_bytes, lanes, crcs + row);
         row += lanes;
         size_t word_count = (row * row_bytes - summed_bytes) / 8;
         finite &= sum_words((const any_word *)(rows + summed_bytes), word_count, &total);
@@ -136,6 +139,13 @@ COVECTOR_API int32_t covector_check_rows(const uint8_t *rows, size_t row_count, 
     }
     *sum = total;
     return finite;
+}
+
+COVECTOR_API void covector_checksums(const uint8_t *pieces, size_t count, size_t size_bytes, size_t stride_bytes,
+                                     uint32_t *crcs)
+{
+    for (size_t i = 0; i < count; i += LANES)
+        crc_lanes(pieces + i * stride_bytes, size_bytes, stride_bytes, count - i < LANES ? count - i : LANES, crcs + i);
 }
 
 /* CRCs of pieces laid end to end. Appending n bytes to a message multiplies its CRC by x^(8n) modulo the polynomial and

@@ -74,9 +74,6 @@ class ArrayCheckpoint:
     def columns(self, start: int, stop: int) -> Columns:
         return Columns(self.scales[start:stop], self.row_ids[start:stop], self.trak_q[start:stop])
 
-    def at(self, positions: np.ndarray) -> Tile:
-        return Tile(self.rows[positions], self.scales[positions], self.row_ids[positions], self.trak_q[positions])
-
 
 class IndexRig:
     """A store of one collection, ``c``, its operations and indexes."""

@@ -125,6 +125,7 @@ class Collection:
         missing: Missing = "omit",
         damaged: Damaged = "error",
         offset: int = 0,
+        group_by: str | None = None,
     ) -> QueryResult:
         """The k rows with the largest scores (proponents) and the k with the smallest (opponents). Where fewer than 2k
         rows match, the two overlap: the sign says which way a row pushed.
@@ -136,15 +137,19 @@ class Collection:
         reduce: make one result of the groups, by ``mean`` or ``max``. missing: whether a row without a gradient at one
         of the checkpoints is left out (``omit``) or counts as ``zero`` there. damaged: whether stored bytes that do not
         match their checksum are an ``error`` (Corrupt, naming them), or ``omit`` leaves their rows out and ``damages``
-        of the result says which. offset: leave out so many of the best at each end: the next page. Raises InvalidInput
-        for vectors of another space, kind or weights than the stored ones.
+        of the result says which. offset: leave out so many of the best at each end: the next page. group_by: a metadata
+        field: k rows at each end of each of its values, and what the rows of each score together, in ``groups`` of the
+        result. Raises InvalidInput for vectors of another space, kind or weights than the stored ones.
         """
         rules = Rules(
             scorer=scorer, where=where, exact=exact, groups=groups, reduce=reduce, missing=missing, damaged=damaged
         )
         asked = self._asked(queries, keys, checkpoints)
         spec = query_pb2.TopKSpec(
-            query=asking.spec(self._name, asked, rules), k=asking.checked_k(k), offset=asking.checked_offset(offset)
+            query=asking.spec(self._name, asked, rules),
+            k=asking.checked_k(k),
+            offset=asking.checked_offset(offset),
+            group_by=asking.checked_field(group_by),
         )
         requests = _requests(query_pb2.QueryRequest, spec, asked)
         return read_result(self._connection.stream(self._connection.query.Query, requests))

@@ -169,6 +169,13 @@ def checked_offset(offset: int) -> int:
     return int(offset)
 
 
+def checked_field(group_by: str | None) -> str:
+    """The name of a field to group by, empty for none. Raises InvalidInput for anything else."""
+    if group_by is not None and (not isinstance(group_by, str) or not group_by):
+        raise InvalidInput(f"group_by is the name of a metadata field, not {group_by!r}", field="group_by")
+    return group_by or ""
+
+
 def checked_k(k: int) -> int:
     """``k`` as an integer of at least 1. Raises InvalidInput for anything else."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from covector.blocks import column_from_message, decode_key, keys_of
 from covector.errors import Internal
 from covector.messages import damage_from_message, metadata_from_json
-from covector.types import Damage, Hit, Key, QueryHits, QueryResult, Stage
+from covector.types import Damage, GroupHits, Hit, Key, QueryHits, QueryResult, Stage
 from covector.v1 import query_pb2, types_pb2
 
 ScoreBlock = tuple[list[Key], npt.NDArray[np.float32]]
@@ -19,10 +20,35 @@ ScoreBlock = tuple[list[Key], npt.NDArray[np.float32]]
 
 @dataclass(slots=True)
 class _Ends:
-    """The two ends of a result while its messages come in."""
+    """The two ends of a result, or of a group of its rows, while its messages come in."""
 
     proponents: list[Hit] = field(default_factory=list)
     opponents: list[Hit] = field(default_factory=list)
+
+    def add(self, message: query_pb2.ResultHits | query_pb2.GroupHits) -> None:
+        self.proponents += map(_hit, message.proponents)
+        self.opponents += map(_hit, message.opponents)
+
+
+@dataclass(slots=True)
+class _Group:
+    """A group while its messages come in, one behind the other; ``message`` is the first."""
+
+    message: query_pb2.GroupHits
+    ends: _Ends = field(default_factory=_Ends)
+
+    def is_of(self, message: query_pb2.GroupHits) -> bool:
+        return (self.message.result_index, self.message.value_json) == (message.result_index, message.value_json)
+
+    def hits(self) -> GroupHits:
+        value_json = self.message.value_json
+        return GroupHits(
+            json.loads(value_json) if value_json else None,
+            self.message.row_count,
+            self.message.score_sum,
+            tuple(self.ends.proponents),
+            tuple(self.ends.opponents),
+        )
 
 
 def read_result(responses: Iterator[query_pb2.QueryResponse]) -> QueryResult:
@@ -32,14 +58,23 @@ def read_result(responses: Iterator[query_pb2.QueryResponse]) -> QueryResult:
         raise Internal("the answer to a query did not begin with its summary")
     summary = first.summary
     ends = [_Ends() for _ in range(summary.result_count)]
+    groups: list[list[_Group]] = [[] for _ in ends]
     for response in responses:
-        if response.hits.result_index >= len(ends):
-            raise Internal(f"hits of result {response.hits.result_index} came, there are {len(ends)} results")
-        found = ends[response.hits.result_index]
-        found.proponents += map(_hit, response.hits.proponents)
-        found.opponents += map(_hit, response.hits.opponents)
+        message = response.group if response.WhichOneof("message") == "group" else response.hits
+        index = message.result_index
+        if index >= len(ends):
+            raise Internal(f"hits of result {index} came, there are {len(ends)} results")
+        if isinstance(message, query_pb2.ResultHits):
+            ends[index].add(message)
+            continue
+        if not groups[index] or not groups[index][-1].is_of(message):
+            groups[index].append(_Group(message))
+        groups[index][-1].ends.add(message)
     return QueryResult(
-        hits=tuple(QueryHits(tuple(end.proponents), tuple(end.opponents)) for end in ends),
+        hits=tuple(
+            QueryHits(tuple(end.proponents), tuple(end.opponents), tuple(group.hits() for group in found))
+            for end, found in zip(ends, groups, strict=True)
+        ),
         exact=summary.exact,
         stages=tuple(Stage(s.name, s.rows_in, s.rows_out, s.seconds) for s in summary.stages),
         scorer=summary.scorer,

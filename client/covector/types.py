@@ -208,11 +208,25 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupHits:
+    """The rows of one result with one value of the field that was grouped by (None: the rows without it): how many,
+    the sum of their scores, and the two ends among them."""
+
+    value: str | int | float | bool | None
+    row_count: int
+    score_sum: float
+    proponents: tuple[Hit, ...]
+    opponents: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class QueryHits:
-    """The two ends of one result: ``proponents`` with the largest score first, ``opponents`` with the smallest."""
+    """The two ends of one result: ``proponents`` with the largest score first, ``opponents`` with the smallest. With
+    ``group_by`` they are empty, and ``groups`` has the groups, the largest sum first."""
 
     proponents: tuple[Hit, ...]
     opponents: tuple[Hit, ...]
+    groups: tuple[GroupHits, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from covector_server.jobs.operations import Operations
 from covector_server.jobs.postings import PostingsIndexer
 from covector_server.jobs.scrub import Scrubber
 from covector_server.limits import Limits
+from covector_server.query.workers import Workers
 from covector_server.rpc.admin import AdminParts, AdminServicer
 from covector_server.rpc.authentication import ApiKeyInterceptor
 from covector_server.rpc.collections import CollectionsServicer
@@ -115,6 +116,7 @@ class Server:
             forget_index=self._indexes.forget,
         )
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
+        self._scanning = Workers(config.scan_threads)
         self._ingest = ThreadPoolExecutor(config.ingest_threads, thread_name_prefix="ingest")
         self._writers = IngestServicer(self._store, self._committer, self._ingest, config.limits)
         self._health = health.aio.HealthServicer()
@@ -151,6 +153,7 @@ class Server:
         self._maintenance.stop()
         self._committer.stop()
         self._queries.shutdown(wait=True, cancel_futures=True)
+        self._scanning.close()
         self._ingest.shutdown(wait=True, cancel_futures=True)
         self._store.close()
 
@@ -181,7 +184,7 @@ class Server:
         )
         server.add_generic_rpc_handlers((self._writers.handlers(),))
         query_pb2_grpc.add_QueryServiceServicer_to_server(
-            QueryServicer(open_view, self._queries, limits, self._indexes), server
+            QueryServicer(open_view, self._queries, limits, self._scanning, self._indexes), server
         )
         rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits, delete), server)
         indexes_pb2_grpc.add_IndexesServiceServicer_to_server(IndexesServicer(self._indexer, limits), server)

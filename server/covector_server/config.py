@@ -25,7 +25,8 @@ class Config:
     scrub_bytes_per_s: int = 32 << 20  # how fast the scrubber reads; 0: not at all
     scrub_round_s_min: float = 60.0  # from the beginning of one round to that of the next, at the least
     sizes: Sizes = field(default_factory=Sizes)
-    query_threads: int = 2
+    query_threads: int = 32  # that answer queries or wait with them
+    scan_threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     ingest_threads: int = 2
     disk_low_water_bytes: int = 256 << 20  # kept free on the disk; 0 for none
     compact_share: float = 0.2  # of dead rows from which a checkpoint is compacted by itself; 0: never
@@ -52,7 +53,8 @@ def parse(arguments: list[str] | None = None) -> Config:
         tls=None if given.tls_cert is None else (given.tls_cert, given.tls_key),
         scrub_bytes_per_s=given.scrub_mib_per_s << 20,
         sizes=Sizes(shard_bytes=given.shard_mib << 20),
-        query_threads=given.query_threads,
+        query_threads=_positive("--query-threads", given.query_threads),
+        scan_threads=_positive("--scan-threads", given.scan_threads),
         disk_low_water_bytes=_not_negative("--disk-low-water-mib", given.disk_low_water_mib) << 20,
         compact_share=given.compact_share,
         verbose=given.verbose,
@@ -62,6 +64,12 @@ def parse(arguments: list[str] | None = None) -> Config:
 def _not_negative(option: str, value: int) -> int:
     if value < 0:
         raise InvalidInput(f"{option} {value}: give 0 or more")
+    return value
+
+
+def _positive(option: str, value: int) -> int:
+    if value < 1:
+        raise InvalidInput(f"{option} {value}: give 1 or more")
     return value
 
 
@@ -86,7 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         help="read to check what is stored (default 32, 0: off)",
     )
     parser.add_argument("--shard-mib", type=int, default=256, metavar="MIB", help="size of new shards (default 256)")
-    parser.add_argument("--query-threads", type=int, default=2, metavar="N", help="queries at once (default 2)")
+    parser.add_argument("--query-threads", type=int, default=32, metavar="N", help="queries at once (default 32)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--scan-threads", type=int, default=cores, metavar="N", help="threads that read rows (default: one a core)"
+    )
     parser.add_argument(
         "--disk-low-water-mib", type=int, default=256, metavar="MIB", help="refuse rows when less is free (default 256)"
     )

@@ -31,6 +31,7 @@ class Limits:
     query_queue_bytes: int = 2 << 30
     query_bytes: int = 1 << 30
     query_vectors: int = 4_096
+    query_groups: int = 1_000  # values of a field that hits are grouped by
     hits: int = 10_000
     result_hits: int = 1_000_000
     filter_terms: int = 1_000

@@ -146,7 +146,7 @@ def test_details_that_cannot_be_read_are_counted_once_a_row() -> None:
     question = question_of(12, "a")
     answer = top_k(view, question, 200)
     hits = {row for ends in answer.results for end in (ends.proponents, ends.opponents) for row in end.row_ids.tolist()}
-    damages = damaged_details(view, answer, Limits(), never)
+    damages = damaged_details(view, answer.results, Limits(), never)
     assert counts(damages) == {"": len(hits & set(range(100)))}
 
 

@@ -25,9 +25,8 @@ from covector_server.rpc.convert import space_to_message
 from covector_server.rpc.query import QueryServicer
 from covector_server.rpc.rows import RowsServicer
 from covector_server.rpc.streams import MESSAGE_BYTES, runs
-from covector_server.storage.damage import OnDamage
-from covector_server.storage.view import CollectionView, RowIds, Tile
-from covector_server.testing.memory import MemoryCheckpoint, MemoryCollection, memory_collection
+from covector_server.storage.view import CollectionView, RowIds, StripSource
+from covector_server.testing.memory import MemoryCheckpoint, MemoryCollection, MemoryStrip, memory_collection
 
 DIM = 12
 
@@ -280,12 +279,10 @@ class EndlessCheckpoint(MemoryCheckpoint):
 
     started: threading.Event = field(default_factory=threading.Event)
 
-    def tiles(
-        self, rows_max: int, row_id_range: tuple[int, int] | None = None, on_damage: OnDamage | None = None
-    ) -> Iterator[Tile]:
+    def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
         while True:
             self.started.set()
-            yield self.stored
+            yield MemoryStrip(self, np.arange(self.row_count))
 
 
 def test_a_client_that_goes_away_stops_its_query(view: MemoryCollection) -> None:

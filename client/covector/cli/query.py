@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     where = parsed_filter(given.where)
     with connected(given) as client:
         collection = client.collection(given.collection)
-        options = {name: getattr(given, name) for name in ("k", "offset", "scorer", "exact", "damaged")}
+        options = {name: getattr(given, name) for name in ("k", "offset", "group_by", "scorer", "exact", "damaged")}
         options |= {"checkpoints": given.checkpoint, "where": where}
         if given.key is not None:
             result = _asked_by_key(collection, given.key, options)
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-k", type=int, default=10, metavar="N", help="rows at each end (default 10)")
     parser.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the N best of each end")
+    parser.add_argument("--group-by", metavar="FIELD", help="k rows of each value of a metadata field, and their sums")
     parser.add_argument("--scorer", default="dot", help="dot, cosine, tracin (default dot)")
     parser.add_argument("--where", metavar="JSON", help='a filter on metadata, such as \'{"year": {"gte": 2020}}\'')
     parser.add_argument("--exact", action="store_true", help="use no index")
@@ -99,6 +100,9 @@ def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
     print(f"{result.scorer}{at}: {matching:,} matching rows in {1e3 * seconds:.1f} ms, {how}")
     for damage in result.damages:
         print(f"left out as damaged: {said_damage(damage)}")
+    if given.group_by is not None:
+        _print_groups(result)
+        return
     if not any(hits.proponents for hits in result):
         print("no row that matches has a gradient there")
         return
@@ -109,6 +113,26 @@ def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
             print_table(
                 ["rank", "score", "key", "text"], [_line(i, hit) for i, hit in enumerate(found, given.offset + 1)], "  "
             )
+
+
+def _print_groups(result: QueryResult) -> None:
+    for number, hits in enumerate(result):
+        print(f"\ngroups of query {number}" if len(result) > 1 else "\ngroups")
+        lines = [
+            [
+                "(none)" if group.value is None else str(group.value),
+                f"{group.row_count:,}",
+                f"{group.score_sum:+.4g}",
+                _keys(group.proponents),
+                _keys(group.opponents),
+            ]
+            for group in hits.groups
+        ]
+        print_table(["value", "rows", "sum of scores", "proponents", "opponents"], lines, "  ")
+
+
+def _keys(hits: tuple[Hit, ...]) -> str:
+    return ", ".join(str(hit.key) for hit in hits)
 
 
 def _line(rank: int, hit: Hit) -> list[str]:

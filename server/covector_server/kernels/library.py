@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 PATH: Final = Path(__file__).with_name("libcovector.so")
-VERSION: Final = 3
+VERSION: Final = 4
 
-_pointer, _size, _u32, _i32 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32, ctypes.c_int32
+_pointer, _size = ctypes.c_void_p, ctypes.c_size_t
+_u32, _i32, _i64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_int64
 _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_check_rows": (_i32, (_pointer, _size, _size, _pointer, _pointer)),
+    "covector_checksums": (None, (_pointer, _size, _size, _size, _pointer)),
     "covector_hash_keys": (None, (_pointer, _pointer, _size, _pointer)),
     "covector_are_keys": (_i32, (_pointer, _pointer, _size, _size)),
     "covector_are_texts": (_i32, (_pointer, _pointer, _size, _size)),
@@ -28,6 +30,13 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_crc_shift": (None, (_size, _pointer)),
     "covector_crc_join": (_u32, (_u32, _pointer, _size, _pointer)),
     "covector_code_products": (None, (_pointer, _size, _size, _size, _pointer, _pointer)),
+    "covector_scan_paths": (_i32, ()),
+    "covector_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),
+    "covector_exact_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),
+    "covector_offer": (_i64, (_pointer, _pointer)),
+    "covector_settle": (None, (_pointer, _size)),
+    "covector_accumulate": (None, (_pointer, _pointer, _size, _pointer, _pointer)),
+    "covector_resident": (_i32, (_pointer, _size, _size)),
 }
 _log = logging.getLogger(__name__)
 

@@ -38,6 +38,16 @@ def check_rows(rows: npt.NDArray[np.float16]) -> RowChecks:
     return RowChecks(total.value, checksums, None if is_finite else first_non_finite(rows))
 
 
+def checksums_of(pieces: npt.NDArray[np.uint8]) -> Checksums:
+    """CRC-32C of each piece. pieces: uint8[n, size], of which each row is contiguous. The interpreter's lock is
+    released."""
+    if LIBRARY is None:
+        return np.array([crc32c(piece) for piece in pieces], dtype=np.uint32)
+    found = np.empty(len(pieces), dtype=np.uint32)
+    LIBRARY.covector_checksums(pieces.ctypes.data, len(pieces), pieces.shape[1], pieces.strides[0], found.ctypes.data)
+    return found
+
+
 def joined_checksum(checksum: int, rows: memoryview, row_bytes: int, checksums: Checksums | None) -> int:
     """CRC-32C of what ``checksum`` stands for with rows behind it. ``checksums`` of the rows spare reading them."""
     if BRIEF is None or checksums is None:

@@ -105,6 +105,13 @@ class SortedValues:
     def __len__(self) -> int:
         return len(self.values)
 
+    def plain(self) -> list[Any]:
+        """The values themselves, numbers for booleans. Raises Unanswered where only digests are kept."""
+        if self.is_digest:
+            raise Unanswered
+        found = [self.values[code] for code in range(len(self))]
+        return [value.decode() for value in found] if self.is_text else found
+
     def span(self, comparison: str, operand: Value) -> Span:
         """The codes of the values that compare so with the operand; ``comparison`` is one of eq, gt, gte, lt, lte.
         Raises Unanswered where only digests are kept and the comparison is one of order."""

@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zstandard
 from crc32c import crc32c
 from pyroaring import BitMap
@@ -78,6 +80,14 @@ class FieldPostings:
         edges = [edge for span in spans for edge in span]
         self._halve(within & self.rows, edges, 0, len(self._bitmaps) - 1, parts)
         return BitMap.union(*parts) if parts else BitMap()
+
+    def codes(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """The rows that have the field, ascending, and the code of each one's value."""
+        rows = _numbers(self.rows)
+        codes = np.zeros(len(rows), dtype=np.int64)
+        for bit in range(len(self._bitmaps) - 1):
+            codes[np.searchsorted(rows, _numbers(self._bitmap(bit + 1)))] |= 1 << bit
+        return rows, codes
 
     def _halve(self, rows: BitMap, edges: list[int], low: int, bits: int, parts: list[BitMap]) -> None:
         """Adds to ``parts`` those of ``rows``, whose codes all lie in [low, low + 2**bits), that are wanted. ``edges``:
@@ -147,9 +157,21 @@ class Postings:
         low, high = found.values.span(comparison, operand)
         return found.rows_of([(low, high)] if low < high else [], within)
 
+    def coded(self, name: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], list[Any]]:
+        """The rows that have a field, the code of each one's value, and the values by code. Raises Unanswered where
+        these were too long to keep."""
+        if name not in self._fields:
+            return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64), []
+        found = self._fields[name]
+        return *found.codes(), found.values.plain()
+
     def among(self, name: str, operands: Iterable[Any], within: BitMap) -> BitMap:
         """The rows of ``within`` whose value is one of the operands."""
         if name not in self._fields:
             return BitMap()
         found = self._fields[name]
         return found.rows_of(found.values.spans(operands), within)
+
+
+def _numbers(rows: BitMap) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(rows.to_array(), dtype=np.uint32)

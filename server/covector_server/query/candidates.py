@@ -28,7 +28,7 @@ from covector_server.query.scan import Mask
 from covector_server.query.topk import Ranking
 from covector_server.storage.view import NO_KEY, CollectionView, PositionedCheckpoint, Positions
 
-RESCORE_ELEMENTS = 4 << 20  # of candidates read at once
+RESCORE_ELEMENTS = 4 << 20  # of candidates scored at once
 
 # Scans and re-scores what a plan sees: the ends of each result, the stages, whether all keys could be read.
 ExactSearch: TypeAlias = Callable[[Plan], tuple[tuple[Ends, ...], tuple[Stage, ...], bool]]
@@ -82,13 +82,12 @@ class IndexSearch:
         """The best of some candidates of one result, by exact scores."""
         (term,) = self.plan.terms
         rankings = {turn: Ranking(self.k, self._keys_of) for turn in (1.0, -1.0)}
-        step = max(1, RESCORE_ELEMENTS // self.plan.dim)
-        for start in range(0, len(positions), step):
+        for source in checkpoint.strips_at(positions, max(1, RESCORE_ELEMENTS // self.plan.dim)):
             self._check()
-            tile = checkpoint.at(positions[start : start + step])
-            scores = term.exact(tile, slice(group, group + 1))[0]
+            strip = source.load()
+            scores = term.exact(strip, slice(group, group + 1))[0]
             for turn, ranking in rankings.items():
-                ranking.add(turn * scores, tile.row_ids)
+                ranking.add(turn * scores, strip.row_ids)
         return Ends(_end(rankings[1.0], 1.0), _end(rankings[-1.0], -1.0))
 
     def _keys_of(self, row_ids: Positions) -> list[bytes]:

@@ -15,13 +15,16 @@ from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
 from covector_server.query.candidates import IndexSearch
 from covector_server.query.choosing import choose
+from covector_server.query.field_codes import field_codes
 from covector_server.query.filter import find_rows
-from covector_server.query.omission import Omissions, rows_with_keys
+from covector_server.query.grouping import GroupedAnswer, Groups, select_groups
+from covector_server.query.omission import Omissions, settled
 from covector_server.query.planner import Plan, plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
 from covector_server.query.scan import Mask, Scan, blocks_by_arrival, blocks_by_row_id
 from covector_server.query.stored_queries import plan_self_scan, self_scores
 from covector_server.query.topk import Selection
+from covector_server.query.workers import Workers
 from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.view import CollectionView
 
@@ -45,39 +48,59 @@ def top_k(
     offset: int = 0,
     limits: Limits | None = None,
     cancelled: Cancelled = never,
+    workers: Workers | None = None,
     indexes: IndexCache | None = None,
 ) -> TopKAnswer:
     """Both ends, k rows each behind the best ``offset``, of every result; exact, or by an index where ``indexes`` are
-    given and one costs less.
+    given and one costs less. ``workers`` scan, or this thread does.
 
     The stages count rows over all results: a row that is re-scored for two of them counts twice. Raises as
     ``plan_question`` and ``find_rows`` do, LimitExceeded for too large a k, Unavailable once ``cancelled`` says so,
     and Corrupt if a stored chunk is, unless the question says that damaged rows are left out.
     """
     limits = limits or Limits()
-    if k < 1:
-        raise InvalidInput(f"k must be at least 1, not {k}", field="k")
+    plan = plan_top_k(view, question, k, limits, offset=offset)
     k += offset  # ranks are known from the first on
-    limits.check("hits", k, "too many hits are asked for")
-    plan = plan_question(view, question, limits)
-    limits.check("result_hits", 2 * k * plan.result_count, "hits of all results together")
     omissions = _omissions(question, limits)
     mask, filter_stage = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
-    asked = _Asked(view, question, plan, k, mask, filter_stage, cancelled)
+    asked = _Asked(view, question, plan, k, mask, filter_stage, cancelled, workers)
     answer, reason = _by_index(asked, indexes) if indexes is not None else (None, "")
     if answer is not None:
         damages = () if omissions is None else omissions.take()
         return replace(answer, results=tuple(ends.behind(offset) for ends in answer.results), damages=damages)
-    while True:
-        left_out = _omissions(question, limits)
-        scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(left_out))
-        results, stages, all_named = _select(view, scan, k)
-        if all_named or omissions is None:
-            break
-        mask = rows_with_keys(view, mask, omissions, cancelled)  # some of the best cannot be named: once more
-    damages = () if omissions is None or left_out is None else (*omissions.take(), *left_out.take())
+
+    def attempt(
+        mask: Mask | None, on_damage: OnDamage | None, lost: set[int]
+    ) -> tuple[tuple[tuple[Ends, ...], tuple[Stage, Stage]], bool]:
+        scan = Scan(plan, mask, view.row_id_count, cancelled, on_damage, workers)
+        results, stages, all_named = _select(view, scan, k, lost)
+        return (results, stages), all_named
+
+    (results, stages), damages = settled(view, mask, omissions, cancelled, attempt)
     results = tuple(ends.behind(offset) for ends in results)
     return TopKAnswer(results, (filter_stage, *stages), question.scorer, damages, reason=reason)
+
+
+def top_k_by_index(
+    view: CollectionView,
+    question: Question,
+    k: int,
+    indexes: IndexCache,
+    *,
+    offset: int = 0,
+    limits: Limits | None = None,
+    cancelled: Cancelled = never,
+    workers: Workers | None = None,
+) -> tuple[TopKAnswer | None, str]:
+    """The answer of an index to a question about all rows, or why exact search is the better way. Raises as ``top_k``
+    does."""
+    plan = plan_top_k(view, question, k, limits or Limits(), offset=offset)
+    everything = Stage("filter", view.row_count, view.row_count, 0.0)
+    asked = _Asked(view, question, plan, k + offset, None, everything, cancelled, workers)
+    answer, reason = _by_index(asked, indexes)
+    if answer is None:
+        return None, reason
+    return replace(answer, results=tuple(ends.behind(offset) for ends in answer.results)), ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +114,7 @@ class _Asked:
     mask: Mask | None
     filter_stage: Stage
     cancelled: Cancelled
+    workers: Workers | None
 
 
 def _by_index(asked: _Asked, indexes: IndexCache) -> tuple[TopKAnswer | None, str]:
@@ -107,7 +131,8 @@ def _by_index(asked: _Asked, indexes: IndexCache) -> tuple[TopKAnswer | None, st
         return None, f"index {record.id} is damaged: {indexes.trouble(choice.listed)}"
 
     def exact_search(newer: Plan) -> tuple[tuple[Ends, ...], tuple[Stage, ...], bool]:
-        return _select(view, Scan(newer, asked.mask, view.row_id_count, asked.cancelled), asked.k)
+        scan = Scan(newer, asked.mask, view.row_id_count, asked.cancelled, workers=asked.workers)
+        return _select(view, scan, asked.k)
 
     try:
         search = IndexSearch(view, plan, asked.k, asked.mask, record, asked.cancelled)
@@ -120,31 +145,81 @@ def _by_index(asked: _Asked, indexes: IndexCache) -> tuple[TopKAnswer | None, st
     return TopKAnswer(results, stages, question.scorer, index=record.id, reason=choice.reason), ""
 
 
-def _select(view: CollectionView, scan: Scan, k: int) -> tuple[tuple[Ends, ...], tuple[Stage, Stage], bool]:
+def grouped(
+    view: CollectionView,
+    question: Question,
+    k: int,
+    field: str,
+    *,
+    limits: Limits | None = None,
+    cancelled: Cancelled = never,
+    workers: Workers | None = None,
+) -> GroupedAnswer:
+    """Both ends of the rows of each value of a metadata field, k rows each, and what the rows of each score together.
+
+    Exact; raises as ``top_k`` and ``field_codes`` do.
+    """
+    limits = limits or Limits()
+    plan = plan_top_k(view, question, k, limits)
+    omissions = _omissions(question, limits)
+    mask, filter_stage = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
+    coded = field_codes(view, field, limits, cancelled, _sink(omissions))
+    hit_count = 2 * k * plan.result_count * len(coded.values)
+    limits.check("result_hits", hit_count, "hits of all results and groups together")
+
+    def attempt(
+        mask: Mask | None, on_damage: OnDamage | None, lost: set[int]
+    ) -> tuple[tuple[Groups, tuple[Stage, Stage]], bool]:
+        scan = Scan(plan, mask, view.row_id_count, cancelled, on_damage, workers)
+        return select_groups(view, scan, k, coded, lost)
+
+    (groups, stages), damages = settled(view, mask, omissions, cancelled, attempt)
+    return GroupedAnswer(groups, (filter_stage, *stages), question.scorer, damages)
+
+
+def plan_top_k(view: CollectionView, question: Question, k: int, limits: Limits, *, offset: int = 0) -> Plan:
+    """The plan of a question for k rows at each end. Raises as ``top_k`` does for what is wrong with the question."""
+    if k < 1:
+        raise InvalidInput(f"k must be at least 1, not {k}", field="k")
+    k += offset
+    limits.check("hits", k, "too many hits are asked for")
+    plan = plan_question(view, question, limits)
+    limits.check("result_hits", 2 * k * plan.result_count, "hits of all results together")
+    return plan
+
+
+def _select(
+    view: CollectionView, scan: Scan, k: int, lost: set[int] | None = None
+) -> tuple[tuple[Ends, ...], tuple[Stage, Stage], bool]:
     """Scans and re-scores: the ends of each result, the two stages, and whether every key that was needed could be
-    read."""
+    read. ``lost``: as in ``Selection``."""
     unnamed: list[Damage] = []
     note = None if scan.on_damage is None else unnamed.append
-    selection = Selection(scan.plan, k, lambda row_ids: view.keys_of(row_ids, note))
-    scan_s = rescore_s = 0.0
-    scanned_count = 0
+    selection = Selection(scan, k, lambda row_ids: view.keys_of(row_ids, note), lost)
     started = time.perf_counter()
     for block in blocks_by_arrival(scan):
-        scanned = time.perf_counter()
-        selection.offer(block, scan.cancelled)
-        scan_s, rescore_s = scan_s + scanned - started, rescore_s + time.perf_counter() - scanned
-        scanned_count += len(block.row_ids)
-        started = time.perf_counter()
+        selection.offer(block)
+    scanned = time.perf_counter()
     results = selection.ends()
-    rescore_s += time.perf_counter() - started
+    return results, stages_of(selection, results, scanned - started, time.perf_counter() - scanned), not unnamed
+
+
+def stages_of(selection: Selection, results: tuple[Ends, ...], scan_s: float, rescore_s: float) -> tuple[Stage, Stage]:
+    """What an exact search did. The few rows that are re-scored while the scan goes on count as its time."""
     hit_count = sum(len(end.keys) for ends in results for end in (ends.proponents, ends.opponents))
-    scanned_stage = Stage("scan", scanned_count, selection.rescored_count, scan_s)
-    rescored_stage = Stage("rescore", selection.rescored_count, hit_count, rescore_s)
-    return results, (scanned_stage, rescored_stage), not unnamed
+    return (
+        Stage("scan", selection.scanned_count, selection.rescored_count, scan_s),
+        Stage("rescore", selection.rescored_count, hit_count, rescore_s),
+    )
 
 
 def scores(
-    view: CollectionView, question: Question, *, limits: Limits | None = None, cancelled: Cancelled = never
+    view: CollectionView,
+    question: Question,
+    *,
+    limits: Limits | None = None,
+    cancelled: Cancelled = never,
+    workers: Workers | None = None,
 ) -> ScoreStream:
     """The scores of every row that has a gradient, within the error of float32 products; see ``kernel``. A score past
     the range of float32 leaves as its largest number.
@@ -155,10 +230,8 @@ def scores(
     plan = plan_question(view, question, limits)
     omissions = _omissions(question, limits)
     mask, _ = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
-    scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(omissions))
-    blocks = (
-        ScoreBlock(block.row_ids, to_float32(plan.reduced(block.approximate))) for block in blocks_by_row_id(scan)
-    )
+    scan = Scan(plan, mask, view.row_id_count, cancelled, _sink(omissions), workers)
+    blocks = (ScoreBlock(block.row_ids, to_float32(plan.reduced(block.scores()))) for block in blocks_by_row_id(scan))
     return ScoreStream(plan.result_count, question.scorer, blocks, omissions)
 
 

@@ -6,7 +6,8 @@ score needs is: a chunk that is bad at one of several checkpoints takes the row 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,12 @@ import numpy.typing as npt
 from covector.errors import Corrupt
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.question import ScoreBlock, TopKAnswer
+from covector_server.query.question import Ends, ScoreBlock
 from covector_server.query.scan import Mask
 from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.view import NO_KEY, CollectionView
 
+Answer = TypeVar("Answer")
 ROWS_AT_ONCE = 32_768  # whose keys are read at once
 OTHERS = ""  # the path of what stands for the places that did not fit
 DETAIL_ROWS = 64  # whose texts and metadata are read at once
@@ -31,6 +33,10 @@ class Omissions:
     def __init__(self, damages_max: int) -> None:
         self._damages_max = damages_max
         self._row_counts: dict[tuple[str, str, str], int] = {}
+
+    def another(self) -> Omissions:
+        """An empty one with the same bound."""
+        return Omissions(self._damages_max)
 
     def add(self, damage: Damage) -> None:
         """Counts rows left out. Damage that took none is not told: it took its rows elsewhere."""
@@ -57,13 +63,36 @@ def rows_with_keys(view: CollectionView, mask: Mask | None, omissions: Omissions
     return named
 
 
+Attempt: TypeAlias = Callable[[Mask | None, OnDamage | None, set[int]], tuple[Answer, bool]]
+
+
+def settled(
+    view: CollectionView, mask: Mask | None, omissions: Omissions | None, cancelled: Cancelled, attempt: Attempt[Answer]
+) -> tuple[Answer, tuple[Damage, ...]]:
+    """An answer in which nothing gave way to rows that it then had to leave out, and what it leaves out.
+
+    ``attempt(mask, on_damage, lost)`` returns an answer and whether all its keys could be read; ``lost``: ids of rows
+    that were found damaged after they were scanned. ``omissions`` None: damage raises Corrupt.
+    """
+    lost: set[int] = set()
+    while True:
+        left_out, lost_count = None if omissions is None else omissions.another(), len(lost)
+        answer, all_named = attempt(mask, None if left_out is None else left_out.add, lost)
+        if len(lost) > lost_count:
+            continue  # others gave way to rows that are damaged by now: once more, without these
+        if all_named or omissions is None:
+            break
+        mask = rows_with_keys(view, mask, omissions, cancelled)  # some of the best cannot be named: once more
+    return answer, () if omissions is None or left_out is None else (*omissions.take(), *left_out.take())
+
+
 def damaged_details(
-    view: CollectionView, answer: TopKAnswer, limits: Limits, cancelled: Cancelled
+    view: CollectionView, found: Iterable[Ends], limits: Limits, cancelled: Cancelled
 ) -> tuple[Damage, ...]:
     """The damage to texts and metadata of the hits, which leave without them; known before the first hit leaves."""
     omissions = Omissions(limits.damages)
-    ends = [end.row_ids for both in answer.results for end in (both.proponents, both.opponents)]
-    row_ids = np.unique(np.concatenate(ends))
+    ends = [end.row_ids for both in found for end in (both.proponents, both.opponents)]
+    row_ids = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *ends]))
     for start in range(0, len(row_ids), DETAIL_ROWS):
         check_cancelled(cancelled)
         view.details_of(row_ids[start : start + DETAIL_ROWS], omissions.add)

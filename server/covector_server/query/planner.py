@@ -22,10 +22,11 @@ from covector.attribution.scoring import (
     split_scale,
 )
 from covector.errors import InvalidInput, NotFound, near_matches
+from covector_server.kernels.scan import exact_products, fast_products, padded, relative_error
+from covector_server.kernels.topk import Scored
 from covector_server.limits import Limits
-from covector_server.query.kernel import RELATIVE_ERROR, exact_products, fast_products
 from covector_server.query.question import CheckpointChoice, Missing, Question, Reduce
-from covector_server.storage.view import CheckpointView, CollectionView, Tile
+from covector_server.storage.view import CheckpointView, CollectionView, Strip, Tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +37,24 @@ class Term:
     scorer: Scorer
     vectors: Float64  # [g, dim], at about unit RMS, or zero
     narrow: npt.NDArray[np.float32]  # [g, dim], the same
+    packed: npt.NDArray[np.float32]  # the same, as the kernel takes them
     coefficients: Float64  # [g], sign, weight of the checkpoint and scale of the vectors
-    reaches: Float64  # [g], |coefficient| |vector|, times RELATIVE_ERROR
+    reaches: Float64  # [g], |coefficient| |vector|, times the relative error of products
 
-    def approximate(self, tile: Tile) -> tuple[Float64, Float64]:
-        """Scores float64[g, n] from float32 products, and reaches of the rows, float64[n]: a score is off by at most
-        ``reaches[g] * row_reaches[i]``."""
-        products, row_norms = fast_products(tile.rows, self.narrow)
-        factors = self._factors(tile, row_norms)
-        products *= self.coefficients[:, None]
-        products *= factors
-        return products, np.abs(factors) * row_norms
+    def approximate(self, strip: Strip) -> Scored:
+        """Scores from float32 products, with the bounds of their errors."""
+        products, row_norms = fast_products(strip.rows, self.packed)
+        factors = self._factors(strip, row_norms)
+        return Scored(products, self.coefficients, factors, self.reaches, np.abs(factors) * row_norms, strip.row_ids)
 
-    def exact(self, tile: Tile, groups: slice) -> Float64:
+    def exact(self, rows: Tile | Strip, groups: slice) -> Float64:
         """Scores float64[g', n] of some groups, from float64 products."""
-        products, row_norms = exact_products(tile.rows, self.vectors[groups])
-        return products * self.coefficients[groups, None] * self._factors(tile, row_norms)
+        strip = Strip.of(rows) if isinstance(rows, Tile) else rows
+        products, row_norms = exact_products(strip.rows, self.vectors[groups])
+        return products * self.coefficients[groups, None] * self._factors(strip, row_norms)
 
-    def _factors(self, tile: Tile, row_norms: Float64) -> Float64:
-        return self.scorer.row_factor(RowFacts(row_norms, tile.scales, tile.trak_q, tile.row_ids))
+    def _factors(self, strip: Strip, row_norms: Float64) -> Float64:
+        return self.scorer.row_factor(RowFacts(row_norms, strip.scales, strip.trak_q, strip.row_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,5 +180,6 @@ def _combine(scorer: Scorer, vectors: npt.NDArray[np.float32], groups: Sequence[
 def _term(view: CheckpointView, scorer: Scorer, weight: float, combined: Float64) -> Term:
     unit, scales = split_scale(combined)
     coefficients = weight * scales
-    reaches = np.abs(coefficients) * norms(unit) * RELATIVE_ERROR
-    return Term(view, scorer, unit, unit.astype(np.float32), coefficients, reaches)
+    reaches = np.abs(coefficients) * norms(unit) * relative_error()
+    narrow = unit.astype(np.float32)
+    return Term(view, scorer, unit, narrow, padded(narrow), coefficients, reaches)

@@ -1,126 +1,198 @@
 """The exact scan: every row's approximate scores, in blocks of bounded size, each with the bound of its error.
 
-One checkpoint streams its tiles in order of arrival. Several are summed over ranges of row ids, since rows stand in
-another order in each: a range is as wide as a fixed budget of memory allows, whatever the number of rows.
+One checkpoint gives its strips in order of arrival. Several are summed over ranges of row ids, since rows stand in
+another order in each: a range is as wide as a fixed budget of memory allows, whatever the number of rows. A filter that
+few rows pass is answered by reading those alone, one that many pass by leaving rows out of the strips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from covector.attribution.scoring import Float64
+from covector_server.kernels.topk import Scored, accumulate
 from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.kernel import BLOCK_DIM, WIDE_BYTES
 from covector_server.query.planner import Plan, Term
-from covector_server.storage.damage import OnDamage
-from covector_server.storage.view import Positions, RowIds, Tile
+from covector_server.query.workers import Workers
+from covector_server.storage.damage import Damage, OnDamage
+from covector_server.storage.view import Positions, RowIds, Strip, StripSource
 
-TILE_BYTES = 32 << 20  # of float16 rows in a tile
-SCORE_BYTES = 8 << 20  # of the float64 scores of a tile
+STRIP_BYTES: Final = 16 << 20  # of float16 rows in a strip, at most
+STRIP_BYTES_MIN: Final = 1 << 20
+STRIPS_A_THREAD: Final = 4  # at the least, so that none has much more to do than another
+STRIP_ROWS_BYTES: Final = 64 << 20  # of what is made of rows beside scores, at 64 bytes a row
+SCORE_BYTES: Final = 8 << 20  # of the float64 scores of a strip
 RANGE_BYTES = 64 << 20  # of the float64 scores and errors of a range of row ids
 RANGE_ROWS_MIN = 1024
+FEW: Final = 1 / 16  # share of the rows below which those that pass a filter are looked up
+EXACT_ELEMENTS: Final = 4 << 20  # of float16 rows scored exactly at once
 
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Approximate scores of some rows: ``|approximate - exact| <= error``, both float64[groups, n]."""
-
-    row_ids: RowIds  # [n]
-    approximate: Float64
-    error: Float64
-    # Positions in the block, groups -> float64[groups', positions]; NaN for a row that went bad since it was scanned.
-    exact: Callable[[Positions, slice], Float64]
-
-
-def tile_row_count(dim: int, group_count: int) -> int:
-    """How many rows to ask for at once."""
-    by_width = WIDE_BYTES // (4 * min(dim, BLOCK_DIM))
-    return max(1, min(by_width, TILE_BYTES // (2 * dim), SCORE_BYTES // (8 * group_count)))
+def strip_row_count(dim: int, group_count: int, row_count: int, thread_count: int) -> int:
+    """How many rows of ``row_count`` to ask for at once."""
+    share_bytes = 2 * dim * row_count // (STRIPS_A_THREAD * thread_count)
+    size_bytes = min(STRIP_BYTES, max(STRIP_BYTES_MIN, share_bytes))
+    return max(1, min(STRIP_ROWS_BYTES // 64, size_bytes // (2 * dim), SCORE_BYTES // (8 * group_count)))
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
     """What to scan: the rows in ``mask`` (bool[row_id_count], None for all). Without ``on_damage``, reading the blocks
-    raises Corrupt for a damaged chunk; with it, its rows are left out."""
+    raises Corrupt for a damaged chunk; with it, its rows are left out. Without ``workers``, the caller's thread
+    scans."""
 
     plan: Plan
     mask: Mask | None
     row_id_count: int
     cancelled: Cancelled
     on_damage: OnDamage | None = None
+    workers: Workers | None = None
 
 
-def blocks_by_arrival(scan: Scan) -> Iterator[Block]:
-    """Blocks in no order that means anything."""
+def blocks_by_arrival(scan: Scan) -> Iterator[Scored]:
+    """Scores by group, in no order that means anything."""
     if len(scan.plan.terms) > 1:
         yield from blocks_by_row_id(scan)
         return
     (term,) = scan.plan.terms
-    for tile in _tiles(scan, term, None):
-        yield _block_of_tile(term, tile)
+    few = _few(scan)
+    yield from _scored_strips(scan, term, few)
 
 
-def blocks_by_row_id(scan: Scan) -> Iterator[Block]:
-    """Blocks in order of row id."""
+def blocks_by_row_id(scan: Scan) -> Iterator[Scored]:
+    """Scores by group, in order of row id."""
+    few = _few(scan)
+    count = scan.row_id_count if few is None else len(few)
     width = max(RANGE_ROWS_MIN, RANGE_BYTES // (16 * scan.plan.group_count))
-    for low in range(0, scan.row_id_count, width):
-        block = _block_of_range(scan, (low, min(low + width, scan.row_id_count)))
+    for low in range(0, count, width):
+        high = min(low + width, count)
+        block = _block_of(scan, range(low, high) if few is None else few[low:high])
         if len(block.row_ids):
             yield block
 
 
-def _tiles(scan: Scan, term: Term, row_id_range: tuple[int, int] | None) -> Iterator[Tile]:
-    rows_max = tile_row_count(scan.plan.dim, scan.plan.group_count)
-    for tile in term.view.tiles(rows_max, row_id_range, scan.on_damage):
+def exact_scores(scan: Scan, wanted: Sequence[tuple[slice, RowIds]]) -> list[Float64]:
+    """For each (groups, n row ids, none twice): scores float64[groups, n] from float64 products of the stored rows, NaN
+    for a row that has become damaged since it was scanned. Rows that several ask for are read once."""
+    ordered = [np.argsort(row_ids, kind="stable") for _, row_ids in wanted]
+    sorted_ids = [row_ids[order] for (_, row_ids), order in zip(wanted, ordered, strict=True)]
+    found = [np.zeros((groups.stop - groups.start, len(row_ids))) for groups, row_ids in wanted]
+    union = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *sorted_ids]))
+    step = max(1, EXACT_ELEMENTS // scan.plan.dim)
+    for start in range(0, len(union), step):
         check_cancelled(scan.cancelled)
-        chosen = None if scan.mask is None else scan.mask[tile.row_ids]
-        if chosen is None or chosen.all():
-            yield tile
-        elif chosen.any():
-            yield _pick(tile, chosen)
+        piece = union[start : start + step]
+        lost = np.zeros(len(piece), dtype=bool)
+        for term in scan.plan.terms:
+            for strip in _read_rows(scan, term, piece, lost):
+                for (groups, _), row_ids, scores in zip(wanted, sorted_ids, found, strict=True):
+                    _add_exact(term, strip, groups, row_ids, scores)
+        for row_ids, scores in zip(sorted_ids, found, strict=True):
+            scores[:, np.isin(row_ids, piece[lost])] = np.nan
+    return [scores[:, np.argsort(order)] for scores, order in zip(found, ordered, strict=True)]
 
 
-def _block_of_tile(term: Term, tile: Tile) -> Block:
-    approximate, row_reaches = term.approximate(tile)
+def _read_rows(scan: Scan, term: Term, row_ids: RowIds, lost: Mask) -> list[Strip]:
+    """Those of the rows (ids ascending) that a checkpoint has, where they lie, ids ascending in each strip. Marks those
+    that are damaged as lost."""
+    strips = []
+    missing = ~lost
+    for source in term.view.strips_of(row_ids[missing], len(row_ids), scan.on_damage):
+        strip = source.load(scan.on_damage)
+        strips.append(strip.pick(np.argsort(strip.row_ids)))
+        missing[np.searchsorted(row_ids, strip.row_ids)] = False
+    if missing.any():
+        missing[missing] = term.view.has(row_ids[missing], scan.on_damage)
+        lost |= missing
+    return strips
 
-    def exact(positions: Positions, groups: slice) -> Float64:
-        return term.exact(_pick(tile, positions), groups)
 
-    return Block(tile.row_ids, approximate, np.outer(term.reaches, row_reaches), exact)
+def _add_exact(term: Term, strip: Strip, groups: slice, row_ids: RowIds, scores: Float64) -> None:
+    """Adds the scores of those of the rows (ids ascending) that the strip (ids ascending) has."""
+    if not len(strip.row_ids):
+        return
+    low, high = np.searchsorted(row_ids, [strip.row_ids[0], strip.row_ids[-1] + 1])
+    if low == high:
+        return
+    places = np.searchsorted(strip.row_ids, row_ids[low:high])
+    same = strip.row_ids[places] == row_ids[low:high]
+    scores[:, low + np.flatnonzero(same)] += term.exact(strip.pick(places[same]), groups)
 
 
-def _block_of_range(scan: Scan, row_id_range: tuple[int, int]) -> Block:
-    plan, (low, high) = scan.plan, row_id_range
-    asked = None if row_id_range == (0, scan.row_id_count) else row_id_range
-    total = np.zeros((plan.group_count, high - low))
+def _few(scan: Scan) -> RowIds | None:
+    """The rows that pass the filter, if they are few; None if they are many, or all."""
+    if scan.mask is None or np.count_nonzero(scan.mask) > FEW * scan.row_id_count:
+        return None
+    return np.flatnonzero(scan.mask)
+
+
+def _scored_strips(scan: Scan, term: Term, within: range | RowIds | None) -> Iterator[Scored]:
+    """The scores of a checkpoint's rows; ``within``: a range of row ids, or the only row ids that count."""
+    thread_count = 1 if scan.workers is None else scan.workers.count
+    row_count = len(within) if isinstance(within, np.ndarray) else term.view.row_count
+    rows_max = strip_row_count(scan.plan.dim, scan.plan.group_count, row_count, thread_count)
+    if isinstance(within, np.ndarray):
+        sources, mask = term.view.strips_of(within, rows_max, scan.on_damage), None
+    else:
+        row_id_range = None if within is None or len(within) == scan.row_id_count else (within.start, within.stop)
+        sources, mask = term.view.strips(rows_max, row_id_range), scan.mask
+
+    def work(source: StripSource) -> tuple[Scored | None, list[Damage]]:
+        check_cancelled(scan.cancelled)
+        return _scored(term, source, mask, omitting=scan.on_damage is not None)
+
+    results = map(work, sources) if scan.workers is None else scan.workers.map(work, sources)
+    for scored, damages in results:
+        for damage in damages:
+            assert scan.on_damage is not None
+            scan.on_damage(damage)
+        if scored is not None:
+            yield scored
+
+
+def _scored(
+    term: Term, source: StripSource, mask: Mask | None, *, omitting: bool
+) -> tuple[Scored | None, list[Damage]]:
+    """The scores of a strip's rows that are in the mask, and what of it is damaged."""
+    damages: list[Damage] = []
+    strip = source.load(damages.append if omitting else None)
+    if mask is not None:
+        chosen = mask[strip.row_ids]
+        strip = strip if chosen.all() else strip.pick(np.flatnonzero(chosen))
+    return (term.approximate(strip) if len(strip.row_ids) else None), damages
+
+
+def _block_of(scan: Scan, within: range | RowIds) -> Scored:
+    """The sums over checkpoints of a range of row ids, or of some rows, ids ascending."""
+    plan = scan.plan
+    total = np.zeros((plan.group_count, len(within)))
     error = np.zeros_like(total)
-    seen = np.zeros(high - low, dtype=np.int32)
+    seen = np.zeros(len(within), dtype=np.int32)
     for term in plan.terms:
-        for tile in _tiles(scan, term, asked):
-            places = tile.row_ids - low
-            approximate, row_reaches = term.approximate(tile)
-            total[:, places] += approximate
-            error[:, places] += np.outer(term.reaches, row_reaches)
+        for scored in _scored_strips(scan, term, within):
+            if isinstance(within, range):
+                places = scored.row_ids - within.start
+            else:
+                places = np.searchsorted(within, scored.row_ids)
+            accumulate(scored, places, total, error)
             seen[places] += 1
-    kept = _complete(scan, seen, low)
-    row_ids = kept + low
-    lost = np.zeros(len(row_ids), dtype=bool)  # found damaged since the tiles were read
-
-    def exact(positions: Positions, groups: slice) -> Float64:
-        return _exact_sum(scan, row_ids, positions, groups, lost)
-
-    return Block(row_ids, total[:, kept], error[:, kept], exact)
+    every = np.arange(within.start, within.stop) if isinstance(within, range) else within
+    kept = _complete(scan, seen, every)
+    if len(kept) == len(every):
+        return Scored.plain(total, error, every)
+    return Scored.plain(total[:, kept], error[:, kept], every[kept])
 
 
-def _complete(scan: Scan, seen: npt.NDArray[np.int32], low: int) -> Positions:
-    """Places in a range from ``low`` on of the rows whose sum lacks nothing, given at how many checkpoints each was
-    seen. With damage, a row that was not seen may be there all the same, and then its sum is not known."""
+def _complete(scan: Scan, seen: npt.NDArray[np.int32], row_ids: RowIds) -> Positions:
+    """Places of the rows whose sum lacks nothing, given at how many checkpoints each was seen. With damage, a row that
+    was not seen may be there all the same, and then its sum is not known."""
     term_count = len(scan.plan.terms)
     if scan.plan.missing == "omit":
         return np.flatnonzero(seen >= term_count)
@@ -128,30 +200,6 @@ def _complete(scan: Scan, seen: npt.NDArray[np.int32], low: int) -> Positions:
     if scan.on_damage is None:
         return places
     partial = places[seen[places] < term_count]
-    has = (term.view.has(partial + low, scan.on_damage).astype(np.int32) for term in scan.plan.terms)
+    has = (term.view.has(row_ids[partial], scan.on_damage).astype(np.int32) for term in scan.plan.terms)
     stored = sum(has, start=np.int32(0))
     return np.setdiff1d(places, partial[seen[partial] < stored])
-
-
-def _exact_sum(
-    scan: Scan, row_ids: RowIds, positions: Positions, groups: slice, lost: npt.NDArray[np.bool_]
-) -> Float64:
-    """Sums of the rows at some positions, NaN for a row that is damaged, which ``lost`` remembers."""
-    asked = row_ids[positions]
-    total = np.zeros((groups.stop - groups.start, len(asked)))
-    for term in scan.plan.terms:
-        here = np.flatnonzero(term.view.has(asked, scan.on_damage) & ~lost[positions])
-        if not len(here):
-            continue
-        tile = term.view.gather(asked[here], scan.on_damage)
-        if len(tile.row_ids) < len(here):
-            found = np.isin(asked[here], tile.row_ids)
-            lost[positions[here[~found]]] = True
-            here = here[found]
-        total[:, here] += term.exact(tile, groups)
-    total[:, lost[positions]] = np.nan
-    return total
-
-
-def _pick(tile: Tile, rows: Mask | Positions) -> Tile:
-    return Tile(tile.rows[rows], tile.scales[rows], tile.row_ids[rows], tile.trak_q[rows])

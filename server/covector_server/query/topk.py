@@ -1,30 +1,27 @@
 """Both ends of every result, from blocks of approximate scores.
 
-A row is a candidate while its approximate score, moved up by its error, reaches the k-th best exact score so far.
-Candidates are re-scored in float64 as their block passes, so no pool of doubtful rows builds up. Rows with the same
-exact score are told apart by key, looked up only when more of them stand at the k-th place than fit. However many rows
-tie, a ranking holds at most 2 k + SLACK rows plus one piece, and each row costs a bounded number of look-ups.
+A row is a candidate while its approximate score, moved up by its error, reaches a score that k rows surely have. The
+candidates wait in pools of bounded size (``kernels.topk``) and are re-scored in float64 at the end, or when a pool is
+full of rows that cannot be told apart. Rows with the same exact score are told apart by key, looked up only when more
+of them stand at the k-th place than fit. However many rows tie, a pool holds a bounded number of them, and each row
+costs a bounded number of look-ups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from covector.attribution.scoring import Float64
-from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.planner import Plan
+from covector_server.kernels.topk import Pools, Scored
 from covector_server.query.question import End, Ends
-from covector_server.query.scan import Block
+from covector_server.query.scan import Scan, exact_scores
 from covector_server.storage.view import Positions, RowIds
 
-SLACK = 1024
-PIECE_ELEMENTS = 1 << 20  # of float64 rows re-scored at once
+SLACK = 1024  # rows of a ranking beside twice k
 
 KeysOf = Callable[[RowIds], list[bytes]]
-_Bounds = tuple[Float64, Float64, npt.NDArray[np.bool_]]  # upper, lower, and who waits to be re-scored
 
 
 class Ranking:
@@ -56,6 +53,11 @@ class Ranking:
         order = sorted(range(len(keys)), key=lambda place: (-self._scores[place], keys[place]))
         return self._row_ids[order], [keys[place] for place in order], self._scores[order]
 
+    def kept(self) -> tuple[Float64, RowIds]:
+        """Scores and row ids of the k best, in no order."""
+        self._break_ties()
+        return self._scores, self._row_ids
+
     def _break_ties(self) -> None:
         """Of the rows that share the k-th place, keeps as many as fit, by key."""
         if len(self._scores) <= self._k:
@@ -71,67 +73,79 @@ class Ranking:
 
 
 class Selection:
-    """The rankings of both ends of every result of a plan, fed block by block."""
+    """Both ends of every result of a scan's plan, fed block by block.
 
-    def __init__(self, plan: Plan, k: int, keys_of: KeysOf) -> None:
+    ``lost``: ids of rows that were found damaged after they were scanned, by this selection or one before it; those of
+    the latter are left out. If it has grown, the ends lack rows that gave way to lost ones: scan again.
+    """
+
+    def __init__(self, scan: Scan, k: int, keys_of: KeysOf, lost: set[int] | None = None) -> None:
         self.rescored_count = 0
-        self._plan = plan
-        self._k = k
-        self._rankings = {turn: [Ranking(k, keys_of) for _ in range(plan.result_count)] for turn in (1.0, -1.0)}
+        self.scanned_count = 0
+        self._scan = scan
+        self._plan = scan.plan
+        self._keys_of = keys_of
+        self._pools = Pools(scan.plan.result_count, k)
+        self._lost: set[int] = set() if lost is None else lost
+        self._left_out = np.array(sorted(self._lost), dtype=np.int64)
 
-    def offer(self, block: Block, cancelled: Cancelled) -> None:
-        """Takes from a block what belongs to an end."""
-        approximate, error = self._plan.reduced(block.approximate), self._plan.reduced(block.error)
-        for turn, rankings in self._rankings.items():
-            upper = turn * approximate + error
-            thresholds = np.array([ranking.threshold for ranking in rankings])
-            for result in np.flatnonzero(upper.max(axis=1, initial=-np.inf) >= thresholds):
-                lower = turn * approximate[result] - error[result]
-                waiting = np.ones(len(block.row_ids), dtype=bool)  # not re-scored yet
-                while not self._rescore_all(block, int(result), turn, (upper[result], lower, waiting), cancelled):
-                    pass  # rows that others gave way to were lost: once more, without them
+    def offer(self, block: Scored) -> None:
+        """Takes from a block, of scores by group, what may belong to an end."""
+        self.scanned_count += len(block.row_ids)
+        scored = self._reduced(block)
+        self._pools.begin()
+        while full := self._pools.offer(scored):
+            self._rescore(full)
 
     def ends(self) -> tuple[Ends, ...]:
         """The ends of each result."""
-        pairs = zip(self._rankings[1.0], self._rankings[-1.0], strict=True)
-        return tuple(Ends(_end(proponents, 1.0), _end(opponents, -1.0)) for proponents, opponents in pairs)
+        self._pools.settle()
+        numbers = range(2 * self._plan.result_count)
+        self._rescore(numbers)
+        kept = [self._pools.kept(number) for number in numbers]
+        row_ids = np.unique(np.concatenate([row_ids for _, _, row_ids in kept]))
+        key_of = dict(zip(row_ids.tolist(), self._keys_of(row_ids), strict=True))
+        sides = [_end(scores, row_ids, key_of, _turn(number)) for number, (scores, _, row_ids) in enumerate(kept)]
+        return tuple(Ends(top, bottom) for top, bottom in zip(sides[::2], sides[1::2], strict=True))
 
-    def _rescore_all(self, block: Block, result: int, turn: float, bounds: _Bounds, cancelled: Cancelled) -> bool:
-        """Re-scores the candidates of a result. False if some of them turned out to be damaged."""
-        ranking, sound = self._rankings[turn][result], True
-        for piece in self._pieces(ranking, *bounds):
-            check_cancelled(cancelled)
-            bounds[2][piece] = False
-            sound &= self._rescore(block, ranking, result, turn, piece)
-        return sound
+    def _reduced(self, block: Scored) -> Scored:
+        if self._plan.reduce_max:
+            scores, bounds = self._plan.reduced(block.scores()), self._plan.reduced(block.bounds())
+            block = Scored.plain(scores, bounds, block.row_ids)
+        if not len(self._left_out):
+            return block
+        gone = np.isin(block.row_ids, self._left_out)
+        if gone.any():  # their bytes are read once more, so that whoever counts damage is told of them
+            exact_scores(self._scan, [(slice(0, 1), block.row_ids[gone])])
+        return Scored.plain(block.scores()[:, ~gone], block.bounds()[:, ~gone], block.row_ids[~gone])
 
-    def _pieces(
-        self, ranking: Ranking, upper: Float64, lower: Float64, waiting: npt.NDArray[np.bool_]
-    ) -> Iterator[Positions]:
-        """Positions of the candidates, the most promising first, as long as they can still enter."""
-        candidates = np.flatnonzero(waiting & (upper >= ranking.threshold))
-        if len(candidates) > self._k:
-            sure = np.partition(lower[candidates], -self._k)[-self._k]  # k rows of the block score at least this
-            candidates = candidates[upper[candidates] >= sure]
-        candidates = candidates[np.argsort(-upper[candidates], kind="stable")]
-        piece_rows = max(1, PIECE_ELEMENTS // self._plan.dim)
-        for start in range(0, len(candidates), piece_rows):
-            piece = candidates[start : start + piece_rows]
-            piece = piece[upper[piece] >= ranking.threshold]
-            if not len(piece):
-                return
-            yield piece
+    def _rescore(self, numbers: Sequence[int]) -> None:
+        """Puts exact scores into pools, of the k best at most."""
+        kept = [self._pools.kept(number) for number in numbers]
+        doubtful = [errors > 0 for _, errors, _ in kept]
+        wanted = [
+            (self._plan.groups_of(number // 2), row_ids[places])
+            for number, (_, _, row_ids), places in zip(numbers, kept, doubtful, strict=True)
+        ]
+        found = exact_scores(self._scan, wanted)
+        for number, (scores, _, row_ids), places, exact in zip(numbers, kept, doubtful, found, strict=True):
+            self.rescored_count += exact.shape[1]
+            scores[places] = _turn(number) * exact.max(axis=0)  # of one group, unless it is the largest that counts
+            self._keep_best(number, scores, row_ids)
 
-    def _rescore(self, block: Block, ranking: Ranking, result: int, turn: float, piece: Positions) -> bool:
-        """Ranks rows by their exact scores. False if some of them are lost."""
-        exact = block.exact(piece, self._plan.groups_of(result))
-        scores = exact.max(axis=0) if self._plan.reduce_max else exact[0]
-        found = ~np.isnan(scores)
-        ranking.add(turn * scores[found], block.row_ids[piece[found]])
-        self.rescored_count += len(piece)
-        return bool(found.all())
+    def _keep_best(self, number: int, scores: Float64, row_ids: RowIds) -> None:
+        sound = ~np.isnan(scores)
+        self._lost.update(row_ids[~sound].tolist())
+        ranking = Ranking(self._pools.k, self._keys_of)
+        ranking.add(scores[sound], row_ids[sound])
+        self._pools.replace(number, *ranking.kept())
 
 
-def _end(ranking: Ranking, turn: float) -> End:
-    row_ids, keys, scores = ranking.best()
-    return End(row_ids, keys, turn * scores + 0.0)  # no score leaves as -0.0
+def _turn(number: int) -> float:
+    return -1.0 if number % 2 else 1.0
+
+
+def _end(scores: Float64, row_ids: RowIds, key_of: dict[int, bytes], turn: float) -> End:
+    keys = [key_of[row_id] for row_id in row_ids.tolist()]
+    order = sorted(range(len(keys)), key=lambda place: (-scores[place], keys[place]))
+    return End(row_ids[order], [keys[place] for place in order], turn * scores[order] + 0.0)  # no score leaves as -0.0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -21,8 +23,9 @@ from covector_server.index.cache import IndexCache
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled
-from covector_server.query.engine import scores, self_influence, top_k
+from covector_server.query.engine import grouped, scores, self_influence
 from covector_server.query.filter import parse_where
+from covector_server.query.grouping import Group, GroupedAnswer
 from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_details, named_scores, told_before
 from covector_server.query.question import (
     CheckpointChoice,
@@ -35,7 +38,9 @@ from covector_server.query.question import (
     ScoreBlock,
     TopKAnswer,
 )
+from covector_server.query.sharing import SharedScans
 from covector_server.query.stored_queries import with_stored_vectors
+from covector_server.query.workers import Workers
 from covector_server.rpc.admission import QueryAdmission, QueryShare
 from covector_server.rpc.convert import damage_to_message, kind_from_message, space_from_message
 from covector_server.rpc.edge import streaming
@@ -60,12 +65,18 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     """Translates; the engine answers, in the pool."""
 
     def __init__(
-        self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits, indexes: IndexCache | None = None
+        self,
+        open_view: OpenView,
+        pool: ThreadPoolExecutor,
+        limits: Limits,
+        workers: Workers | None = None,
+        indexes: IndexCache | None = None,
     ) -> None:
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
-        self._indexes = indexes
+        self._workers = workers
+        self._shared = SharedScans(open_view, limits, workers, indexes)
         self.admission = QueryAdmission(limits)
 
     @streaming
@@ -141,30 +152,42 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     def _answer(self, spec: pb.TopKSpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
         if spec.query.self_influence:
             raise InvalidInput("what rows score for themselves is asked of Scores, for all rows")
-        with self._open_view(spec.query.collection) as view:
-            question = self._question(view, spec.query, vectors)
-            answer = top_k(
-                view,
-                question,
-                spec.k,
-                offset=spec.offset,
-                limits=self._limits,
-                cancelled=cancelled,
-                indexes=self._indexes,
-            )
+        question = self._top_k_question(spec.query, vectors)
+        if spec.group_by:
+            yield from self._grouped(spec, question, cancelled)
+            return
+        asked = self._shared.top_k(spec.query.collection, question, spec.k, offset=spec.offset, cancelled=cancelled)
+        with asked as (view, answer):
             damages, on_damage = answer.damages, None
             if question.damaged == "omit" and not spec.keys_only:
-                details = damaged_details(view, answer, self._limits, cancelled)
+                details = damaged_details(view, answer.results, self._limits, cancelled)
                 damages, on_damage = (*damages, *details), told_before(details)
-            yield pb.QueryResponse(summary=_summary(answer, damages))
+            yield pb.QueryResponse(summary=_summary(answer, len(answer.results), damages))
             for index, ends in enumerate(answer.results):
                 for hits in _hit_messages(view, index, ends, spec.keys_only, on_damage):
                     yield pb.QueryResponse(hits=hits)
 
+    def _grouped(self, spec: pb.TopKSpec, question: Question, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
+        if spec.offset:
+            raise InvalidInput("groups come without an offset; ask for more hits of each", field="offset")
+        with self._open_view(spec.query.collection) as view:
+            ask = partial(grouped, limits=self._limits, cancelled=cancelled, workers=self._workers)
+            answer = ask(view, question, spec.k, spec.group_by)
+            damages, on_damage = answer.damages, None
+            if question.damaged == "omit" and not spec.keys_only:
+                ends = (group.ends for groups in answer.results for group in groups)
+                details = damaged_details(view, ends, self._limits, cancelled)
+                damages, on_damage = (*damages, *details), told_before(details)
+            yield pb.QueryResponse(summary=_summary(answer, len(answer.results), damages))
+            for index, groups in enumerate(answer.results):
+                for group in groups:
+                    for hits in _hit_messages(view, index, group.ends, spec.keys_only, on_damage):
+                        yield pb.QueryResponse(group=_group_message(group, hits))
+
     def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
         with self._open_view(spec.collection) as view:
             question = self._question(view, spec, vectors)
-            ask = self_influence if spec.self_influence else scores
+            ask = self_influence if spec.self_influence else partial(scores, workers=self._workers)
             stream = ask(view, question, limits=self._limits, cancelled=cancelled)
             row_count = 0
             for block in stream.blocks:
@@ -173,6 +196,13 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             damages = _taken(stream.omissions)
             if damages or not row_count:  # the client still learns how many results there are
                 yield pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count, damages=damages)
+
+    def _top_k_question(self, spec: pb.QuerySpec, vectors: Vectors) -> Question:
+        """The question, before the view is taken that it is answered in."""
+        if not spec.HasField("stored_keys"):
+            return question_of(spec, vectors)
+        with self._open_view(spec.collection) as view:
+            return self._question(view, spec, vectors)
 
     def _question(self, view: CollectionView, spec: pb.QuerySpec, vectors: Vectors) -> Question:
         question = question_of(spec, vectors)
@@ -217,13 +247,13 @@ def _spec_message(message: AnyRequest | None) -> AnyRequest:
     return message
 
 
-def _summary(answer: TopKAnswer, damages: Iterable[Damage]) -> pb.QuerySummary:
+def _summary(answer: TopKAnswer | GroupedAnswer, result_count: int, damages: Iterable[Damage]) -> pb.QuerySummary:
     return pb.QuerySummary(
         exact=not answer.index,
         index=answer.index,
         reason=answer.reason,
         stages=[_stage(stage) for stage in answer.stages],
-        result_count=len(answer.results),
+        result_count=result_count,
         scorer=answer.scorer,
         damages=[damage_to_message(damage) for damage in damages],
     )
@@ -246,6 +276,17 @@ def _hit_messages(
             getattr(message, field).append(hit)
             size_bytes += hit.ByteSize()
     yield message
+
+
+def _group_message(group: Group, hits: pb.ResultHits) -> pb.GroupHits:
+    return pb.GroupHits(
+        result_index=hits.result_index,
+        value_json="" if group.value is None else json.dumps(group.value, ensure_ascii=False),
+        row_count=group.row_count,
+        score_sum=group.score_sum,
+        proponents=hits.proponents,
+        opponents=hits.opponents,
+    )
 
 
 def _hits(view: CollectionView, end: End, keys_only: bool, on_damage: OnDamage | None) -> Iterator[pb.Hit]:

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from crc32c import crc32c
 
-from covector.errors import Corrupt
+from covector.errors import Corrupt, Unavailable
 from covector_server.kernels.rows import joined_checksum
 from covector_server.limits import Limits
-from covector_server.storage.contract import ArrayState, Piece, Rows
+from covector_server.storage.contract import ArrayState, BadRows, Piece, Places, Rows, Span
 from covector_server.storage.disk import Disk, SyncFailed
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 from covector_server.storage.segment import MappedShard
@@ -137,6 +137,22 @@ class ZarrArray:
         shard, row = divmod(start, self.layout.shard_rows)
         complete_chunks = (row_count - shard * self.layout.shard_rows) // self.layout.chunk_rows
         return self._map(shard).rows(row, row + stop - start, complete_chunks)
+
+    def span(self, start: int, stop: int, row_count: int, wanted: Places | None = None) -> Span:
+        """Rows [start, stop) of one shard where they lie; the chunks that the committed rows fill are checked on their
+        first touch."""
+        shard, row = divmod(start, self.layout.shard_rows)
+        complete_chunks = (row_count - shard * self.layout.shard_rows) // self.layout.chunk_rows
+        if wanted is not None:
+            wanted = (wanted - (start - row)) // self.layout.chunk_rows
+        return self._map(shard).span(row, row + stop - start, complete_chunks, wanted)
+
+    def prefetch(self, start: int, stop: int) -> bool:
+        """Begins to read rows [start, stop) of one shard, if some are not in memory; returns whether."""
+        shard, row = divmod(start, self.layout.shard_rows)
+        with suppress(BadRows, Unavailable):  # who reads the rows will say so
+            return self._map(shard).prefetch(row, row + stop - start)
+        return False
 
     def checksum_of_tail(self, row_count: int) -> int:
         """CRC-32C of the rows of the last, partial chunk as they are on disk now."""

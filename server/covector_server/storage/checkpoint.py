@@ -18,7 +18,8 @@ from covector_server.storage.contract import ArrayState, BadRows, RowArray, Rows
 from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
 from covector_server.storage.positions import NO_POSITIONS, PositionFinder
-from covector_server.storage.view import Columns, Positions, RowIds, Tile
+from covector_server.storage.strips import StoredStrip, live_mask
+from covector_server.storage.view import Columns, Positions, RowIds, StripSource, Tile
 
 MakeArray = Callable[[Path, ArrayLayout], RowArray]
 
@@ -114,14 +115,6 @@ class StoredCheckpoint:
             array.close()
 
 
-def live_mask(dead: Positions, start: int, stop: int) -> npt.NDArray[np.bool_]:
-    """Which of the positions [start, stop) are not among the sorted dead ones."""
-    low, high = np.searchsorted(dead, (start, stop))
-    live = np.ones(stop - start, dtype=bool)
-    live[dead[low:high] - start] = False
-    return live
-
-
 @dataclass(frozen=True, slots=True)
 class StoredCheckpointView:
     """``view.CheckpointView`` on mapped shards."""
@@ -174,11 +167,41 @@ class StoredCheckpointView:
                 tile = self._chosen_tile(start, stop, row_id_range)
             except BadRows as bad:  # of a column's chunk: the rest of the shard
                 stop = min(bad.stop, self.position_count)
-                self._meet(bad, on_damage, self._live_count(start, stop, row_id_range))
+                self.meet(bad, on_damage, self.live_count(start, stop, row_id_range))
                 tile = None
             if tile is not None:
                 yield tile
             start = stop
+
+    def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
+        """What ``tiles`` gives, as sources; see ``view.CheckpointView``."""
+        for start, stop in self._stretches(rows_max):
+            strip = StoredStrip(self, start, stop, row_id_range)
+            if row_id_range is None or strip.may_have_rows():
+                yield strip
+
+    def strips_of(self, row_ids: RowIds, rows_max: int, on_damage: OnDamage | None = None) -> Iterator[StripSource]:
+        """Those of the rows that are here, in order of arrival; see ``view.CheckpointView``."""
+        positions, _ = self._positions_of(row_ids, on_damage)
+        yield from self.strips_at(np.sort(positions[positions >= 0]), rows_max)
+
+    def strips_at(self, positions: Positions, rows_max: int) -> Iterator[StripSource]:
+        """The live rows at some positions, which ascend; see ``view.PositionedCheckpoint``."""
+        shard_of = positions // self.record.shard_rows
+        for shard in np.unique(shard_of):
+            here = positions[shard_of == shard]
+            for first in range(0, len(here), rows_max):
+                some = here[first : first + rows_max]
+                yield StoredStrip(self, int(some[0]), int(some[-1]) + 1, positions=some)
+
+    def _stretches(self, rows_max: int) -> Iterator[tuple[int, int]]:
+        """All positions, cut at shards and, if ``rows_max`` is not below a chunk's rows, at chunks."""
+        shard_rows, chunk_rows = self.record.shard_rows, self.record.chunk_rows
+        step = rows_max - rows_max % chunk_rows or rows_max
+        for shard in range(self.first - self.first % shard_rows, self.position_count, shard_rows):
+            end = min(shard + shard_rows, self.position_count)
+            for start in range(max(shard, self.first), end, step):
+                yield start, min(start + step, end)
 
     def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
         """The rows with these ids, in this order; see ``view.CheckpointView``."""
@@ -193,7 +216,7 @@ class StoredCheckpointView:
             try:
                 tile = self._tile(start, min(start + chunk_rows, self.position_count))
             except BadRows as bad:
-                self._meet(bad, on_damage, len(here))
+                self.meet(bad, on_damage, len(here))
                 continue
             pieces.append(_pick(tile, positions[here] - start))
             places.append(here)
@@ -233,38 +256,17 @@ class StoredCheckpointView:
             while start < stop:
                 end = min(start - start % shard_rows + shard_rows, stop)
                 for name in names:
-                    parts[name].append(self._column(name, start, end))
+                    parts[name].append(self.column(name, start, end))
                 start = end
         except BadRows as bad:
             raise self._corrupt(bad) from bad
         scales, row_ids, trak_q = (found[0] if len(found) == 1 else np.concatenate(found) for found in parts.values())
         return Columns(scales, row_ids.view(np.int64), trak_q)
 
-    def at(self, positions: Positions) -> Tile:
-        """The rows at some positions, in this order. Raises Corrupt."""
-        count = len(positions)
-        rows = np.empty((count, *self.arrays["gradients"].layout.item_shape), dtype=np.float16)
-        scales, trak_q = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.float32)
-        row_ids = np.empty(count, dtype=np.int64)
-        try:
-            for place, position in enumerate(positions.tolist()):
-                rows[place] = self._column("gradients", position, position + 1)[0]
-            for shard in np.unique(positions // self.record.shard_rows).tolist():
-                start = shard * self.record.shard_rows
-                stop = min(start + self.record.shard_rows, self.position_count)
-                here = np.flatnonzero((positions >= start) & (positions < stop))
-                inside = positions[here] - start
-                scales[here] = self._column("scales", start, stop)[inside]
-                trak_q[here] = self._column("trak_q", start, stop)[inside]
-                row_ids[here] = self._column("row_ids", start, stop)[inside]
-        except BadRows as bad:
-            raise self._corrupt(bad) from bad
-        return Tile(rows, scales, row_ids, trak_q)
-
     def _corrupt(self, bad: BadRows) -> Corrupt:
         """The damage of rows that were asked for by position, as it is raised."""
         try:
-            self._meet(bad, None, 0)
+            self.meet(bad, None, 0)
         except Corrupt as error:
             return error
         raise AssertionError("damage without a sink is raised")
@@ -275,7 +277,7 @@ class StoredCheckpointView:
         bad: list[BadRows] = []
         found = self.positions.find(row_ids, self.position_count, self.dead, bad.append)
         for one in bad:
-            self._meet(one, on_damage, 0)
+            self.meet(one, on_damage, 0)
         found[found < self.first] = -1
         return found, bool(bad)
 
@@ -285,7 +287,7 @@ class StoredCheckpointView:
             return self._tile(start, stop)
         return _pick(self._tile(start, stop), chosen) if chosen.any() else None
 
-    def _meet(self, bad: BadRows, on_damage: OnDamage | None, left_out: int) -> None:
+    def meet(self, bad: BadRows, on_damage: OnDamage | None, left_out: int) -> None:
         """Tells of rows that cannot be read. Raises Corrupt without a sink."""
         stop = min(bad.stop, self.position_count)
         row_ids = self._readable_row_ids(bad.start, stop)
@@ -294,10 +296,10 @@ class StoredCheckpointView:
             f"collection {self.damages.collection!r}, checkpoint {self.name!r}, rows at positions {bad.start} to "
             f"{stop - 1}{ids}: {bad.reason}"
         )
-        damage = Damage(self.name, str(bad.path), message, self._live_count(bad.start, stop, None))
+        damage = Damage(self.name, str(bad.path), message, self.live_count(bad.start, stop, None))
         self.damages.meet(damage, on_damage, left_out)
 
-    def _live_count(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> int:
+    def live_count(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> int:
         """Live rows at positions [start, stop) of one shard, with ids in the range; if none can be read, all of them
         are in the range that begins at 0."""
         live = live_mask(self.dead, start, stop)
@@ -308,26 +310,27 @@ class StoredCheckpointView:
 
     def _readable_row_ids(self, start: int, stop: int) -> Rows | None:
         try:
-            return self._column("row_ids", start, stop)
+            return self.column("row_ids", start, stop)
         except BadRows:
             return None
 
     def _chosen(self, start: int, stop: int, row_id_range: tuple[int, int] | None) -> npt.NDArray[np.bool_] | None:
         live = live_mask(self.dead, start, stop)
         if row_id_range is not None:
-            row_ids = self._column("row_ids", start, stop)
+            row_ids = self.column("row_ids", start, stop)
             live &= (row_ids >= row_id_range[0]) & (row_ids < row_id_range[1])
         return None if live.all() else live
 
     def _tile(self, start: int, stop: int) -> Tile:
         return Tile(
-            rows=self._column("gradients", start, stop),
-            scales=self._column("scales", start, stop),
-            row_ids=self._column("row_ids", start, stop).astype(np.int64),
-            trak_q=self._column("trak_q", start, stop),
+            rows=self.column("gradients", start, stop),
+            scales=self.column("scales", start, stop),
+            row_ids=self.column("row_ids", start, stop).astype(np.int64),
+            trak_q=self.column("trak_q", start, stop),
         )
 
-    def _column(self, name: str, start: int, stop: int) -> Rows:
+    def column(self, name: str, start: int, stop: int) -> Rows:
+        """Rows [start, stop) of an array, which must lie in one chunk. Raises BadRows."""
         return self.arrays[name].read(start, stop, self.position_count)
 
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from covector.errors import Corrupt
 from covector_server.metadata.records import CheckpointCounters
-from covector_server.storage.checkpoint import StoredCheckpoint, live_mask
+from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.chunks import Chunk, ShardFile
 from covector_server.storage.contract import ArrayState, Piece, Rows
 from covector_server.storage.disk import Disk
 from covector_server.storage.generation import Check, GenerationCopy, array_files
 from covector_server.storage.positions import NO_POSITIONS, is_among
+from covector_server.storage.strips import live_mask
 from covector_server.storage.syncs import Syncs
 from covector_server.storage.view import Positions
 

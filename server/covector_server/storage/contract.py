@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from covector.errors import Corrupt
@@ -15,6 +16,7 @@ from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.syncs import Syncs
 
 Rows = npt.NDArray[Any]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,16 @@ class BadRows(Corrupt):
         self.stop = stop
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows where they lie: ``chunks`` is [chunks, chunk_rows, ...], ``first`` the place of the first row, counted
+    through the chunks; ``bad``: those chunks among them that do not match their checksum."""
+
+    chunks: Rows
+    first: int
+    bad: tuple[BadRows, ...] = ()
+
+
 class RowArray(Protocol):
     """An array of rows that grows at its end. Writing belongs to one thread, reading to any; sealing may go on beside.
 
@@ -64,6 +76,16 @@ class RowArray(Protocol):
     def read(self, start: int, stop: int, row_count: int) -> Rows:
         """Rows [start, stop), which must lie in one chunk. ``row_count``: committed rows. Raises BadRows for a chunk or
         a shard that is damaged."""
+        ...
+
+    def span(self, start: int, stop: int, row_count: int, wanted: Places | None = None) -> Span:
+        """Rows [start, stop) of one shard where they lie; only chunks with ``wanted`` rows, sorted, are looked at if
+        some are named. Raises BadRows for a shard that is missing or cut short."""
+        ...
+
+    def prefetch(self, start: int, stop: int) -> bool:
+        """Begins to read rows [start, stop) of one shard into memory, if some are not there; returns whether. Never
+        raises."""
         ...
 
     def checksum_of_tail(self, row_count: int) -> int: ...

@@ -12,8 +12,13 @@ import mmap
 import os
 import weakref
 from pathlib import Path
+from typing import Final
 
-_library = ctypes.CDLL(None, use_errno=True)
+import numpy as np
+
+from covector_server.kernels.pages import is_resident
+
+_library: Final = ctypes.CDLL(None, use_errno=True)
 _mmap = _library.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
@@ -42,3 +47,21 @@ def map_file(path: Path, size_bytes: int) -> memoryview:
     unmapping = weakref.finalize(mapped, _munmap, address, size_bytes)
     unmapping.atexit = False  # threads may still read when the interpreter ends
     return memoryview(mapped).toreadonly()
+
+
+_madvise = _library.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+READ_AHEAD_BYTES: Final = 1 << 20  # asked for at once: the system takes no more than it reads ahead by itself
+RESIDENT_STEP_BYTES: Final = 1 << 20
+
+
+def prefetch_mapped(mapped: memoryview, first_byte: int, size_bytes: int) -> bool:
+    """Begins to read a stretch of a mapped file into memory, unless a look at some of its pages finds them there;
+    returns whether it does."""
+    address = np.frombuffer(mapped, dtype=np.uint8).ctypes.data + first_byte
+    if is_resident(address, size_bytes, RESIDENT_STEP_BYTES):
+        return False
+    end = address + size_bytes
+    for start in range(address - address % mmap.PAGESIZE, end, READ_AHEAD_BYTES):
+        _madvise(start, min(READ_AHEAD_BYTES, end - start), mmap.MADV_WILLNEED)
+    return True

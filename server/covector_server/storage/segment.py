@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
-from covector_server.storage.contract import BadRows, Rows
+from covector_server.kernels.rows import checksums_of
+from covector_server.storage.contract import BadRows, Places, Rows, Span
 from covector_server.storage.damage import check_shortage
-from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
-from covector_server.storage.mapping import map_file
+from covector_server.storage.layout import ArrayLayout
+from covector_server.storage.mapping import map_file, prefetch_mapped
 
 
 class MappedShard:
@@ -37,7 +36,6 @@ class MappedShard:
             stop = self._first_row + layout.shard_rows
             raise BadRows(f"the shard is missing or cut short ({error})", path, self._first_row, stop) from error
         self._verified = verified
-        self._verifying = threading.Lock()
 
     def rows(self, start: int, stop: int, complete_chunks: int) -> Rows:
         """Rows [start, stop), which must lie in one chunk, as a view of the file.
@@ -48,17 +46,64 @@ class MappedShard:
         layout = self._layout
         chunk, row_in_chunk = divmod(start, layout.chunk_rows)
         if chunk < complete_chunks and not self._verified[chunk]:
-            self._verify(chunk)
+            for bad in self._verify(chunk, chunk + 1):
+                raise bad
         offset_bytes = chunk * self._stride_bytes + row_in_chunk * self._row_bytes
         shape = (stop - start, *layout.item_shape)
         return np.ndarray(shape, self._dtype, self._bytes, offset_bytes)
 
-    def _verify(self, chunk: int) -> None:
-        layout, start = self._layout, chunk * self._layout.stride_bytes
-        with self._verifying:
-            stop = start + layout.chunk_bytes
-            stored = int.from_bytes(self._bytes[stop : stop + CHECKSUM_BYTES], "little")
-            if crc32c(self._bytes[start:stop]) != stored:
-                first = self._first_row + chunk * layout.chunk_rows
-                raise BadRows("a chunk does not match its checksum", self._path, first, first + layout.chunk_rows)
-            self._verified[chunk] = True
+    def span(self, start: int, stop: int, complete_chunks: int, wanted: Places | None = None) -> Span:
+        """Rows [start, stop) where they lie, and the chunks among them that do not match their checksum; of the chunks
+        ``wanted``, if some are named."""
+        layout = self._layout
+        low, high = start // layout.chunk_rows, -(-stop // layout.chunk_rows)
+        chunks: Rows = np.ndarray(
+            (high - low, layout.chunk_rows, *layout.item_shape),
+            self._dtype,
+            self._bytes,
+            low * self._stride_bytes,
+            (self._stride_bytes, self._row_bytes, *(self._dtype.itemsize,) * len(layout.item_shape)),
+        )
+        bad = self._verify(low, min(high, complete_chunks), wanted)
+        return Span(chunks, start - low * layout.chunk_rows, bad)
+
+    def prefetch(self, start: int, stop: int) -> bool:
+        """Begins to read rows [start, stop), if some are not in memory; returns whether."""
+        first_byte = self._layout.row_offset_bytes(start)
+        return prefetch_mapped(
+            self._bytes, first_byte, self._layout.row_offset_bytes(stop - 1) + self._row_bytes - first_byte
+        )
+
+    def _verify(self, low: int, high: int, wanted: Places | None = None) -> tuple[BadRows, ...]:
+        """Checks those of the chunks [low, high) that were not found good before; two threads may check the same."""
+        bad: list[BadRows] = []
+        known = self._verified[low : max(high, low)]
+        if wanted is not None and not known.all():
+            known = known.copy()
+            known[np.setdiff1d(np.arange(len(known)), wanted - low)] = True
+        for first, stop in _runs_of_false(known):
+            found = self._matching(low + first, low + stop)
+            self._verified[low + first : low + stop] = found
+            bad += [self._bad(low + first + place) for place in np.flatnonzero(~found).tolist()]
+        return tuple(bad)
+
+    def _matching(self, low: int, high: int) -> npt.NDArray[np.bool_]:
+        layout, stride_bytes = self._layout, self._stride_bytes
+        shape, first_byte = (high - low,), low * stride_bytes
+        stored = np.ndarray(shape, "<u4", self._bytes, first_byte + layout.chunk_bytes, (stride_bytes,))
+        pieces = np.ndarray(
+            (high - low, layout.chunk_bytes), np.uint8, self._bytes, first_byte, (stride_bytes, 1)
+        )  # without the checksums between them
+        matching: npt.NDArray[np.bool_] = checksums_of(pieces) == stored
+        return matching
+
+    def _bad(self, chunk: int) -> BadRows:
+        first = self._first_row + chunk * self._layout.chunk_rows
+        return BadRows("a chunk does not match its checksum", self._path, first, first + self._layout.chunk_rows)
+
+
+def _runs_of_false(values: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    if values.all():
+        return []
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], values, [True]])))
+    return [(first, stop) for first, stop in edges.reshape(-1, 2).tolist()]

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from covector.types import GradientKind, Space
+from covector_server.kernels.scan import ChunkedRows
 from covector_server.metadata.postings import Postings
 from covector_server.metadata.records import IndexRecord
 from covector_server.storage.damage import OnDamage
@@ -38,6 +39,37 @@ class Tile:
     scales: npt.NDArray[np.float32]  # [n]
     row_ids: RowIds  # [n]
     trak_q: npt.NDArray[np.float32]  # [n]
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Live rows of a checkpoint where they lie: gradient[i] = scales[i] * rows[i]; trak_q is NaN where not given."""
+
+    rows: ChunkedRows  # n of them
+    scales: npt.NDArray[np.float32]  # [n]
+    row_ids: RowIds  # [n]
+    trak_q: npt.NDArray[np.float32]  # [n]
+
+    @classmethod
+    def of(cls, tile: Tile) -> Strip:
+        """A tile's rows."""
+        return cls(ChunkedRows.of(tile.rows), tile.scales, tile.row_ids, tile.trak_q)
+
+    def pick(self, chosen: npt.NDArray[np.bool_] | Positions) -> Strip:
+        """Some of the rows: a mask of them, or their positions."""
+        return Strip(self.rows.pick(chosen), self.scales[chosen], self.row_ids[chosen], self.trak_q[chosen])
+
+
+class StripSource(Protocol):
+    """Some rows of a checkpoint, of which nothing was read yet. Any thread may ask."""
+
+    def prefetch(self) -> bool:
+        """Begins to read the rows from the disk, if some are not in memory; returns whether. Never raises."""
+        ...
+
+    def load(self, on_damage: OnDamage | None = None) -> Strip:
+        """The rows, checked; those that are damaged are missing from the strip."""
+        ...
 
 
 class CheckpointView(Protocol):
@@ -62,6 +94,15 @@ class CheckpointView(Protocol):
     ) -> Iterator[Tile]:
         """The live rows in order of arrival, at most ``rows_max`` a tile; with a range, only rows whose id lies in
         [low, high). Damaged rows whose very ids cannot be read count in the range that begins at 0."""
+        ...
+
+    def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
+        """What ``tiles`` gives, as sources that can be read side by side."""
+        ...
+
+    def strips_of(self, row_ids: RowIds, rows_max: int, on_damage: OnDamage | None = None) -> Iterator[StripSource]:
+        """Those of the rows that are here, in order of arrival, at most ``rows_max`` a strip. Which rows are here is
+        read at once, and ``on_damage`` is told if that fails."""
         ...
 
     def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
@@ -104,8 +145,8 @@ class PositionedCheckpoint(CheckpointView, Protocol):
         """What stands beside the gradients at the positions [start, stop). Raises Corrupt."""
         ...
 
-    def at(self, positions: Positions) -> Tile:
-        """The rows at some positions, in this order. Raises Corrupt."""
+    def strips_at(self, positions: Positions, rows_max: int) -> Iterator[StripSource]:
+        """The live rows at some positions, which ascend, where they lie."""
         ...
 
     def since(self, position: int) -> CheckpointView:

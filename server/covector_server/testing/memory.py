@@ -20,7 +20,16 @@ from covector.types import GradientKind, Key, Space
 from covector_server.metadata.fields import new_fields
 from covector_server.metadata.postings import Postings
 from covector_server.storage.damage import Damage, DamageLog, DamageReporter, OnDamage
-from covector_server.storage.view import NO_KEY, ListedIndex, PostingsRange, RowDetails, RowIds, Tile
+from covector_server.storage.view import (
+    NO_KEY,
+    ListedIndex,
+    PostingsRange,
+    RowDetails,
+    RowIds,
+    Strip,
+    StripSource,
+    Tile,
+)
 
 NO_ETA: Mapping[str, float] = {}
 NO_ROWS: frozenset[int] = frozenset()
@@ -30,7 +39,7 @@ REPORTER = DamageReporter("c", Path("/"), DamageLog(1000))
 @dataclass(frozen=True, slots=True)
 class MemoryCheckpoint:
     """``view.CheckpointView`` on one tile. No tile that it gives has more than ``chunk_rows`` rows. ``damaged``: ids of
-    rows that cannot be read; ``late_damaged``: of rows that ``tiles`` can read and ``gather`` cannot."""
+    rows that cannot be read; ``late_damaged``: of rows that only ``tiles`` and ``strips`` can read."""
 
     name: str
     stored: Tile
@@ -55,17 +64,35 @@ class MemoryCheckpoint:
             if row_id_range is not None:
                 row_ids = self.stored.row_ids[places]
                 places = places[(row_ids >= row_id_range[0]) & (row_ids < row_id_range[1])]
-            sound = self._sound(places, self.damaged, on_damage)
+            sound = self.sound(places, self.damaged, on_damage)
             if len(sound):
                 yield _pick(self.stored, slice(start, start + step) if len(sound) == step else sound)
+
+    def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
+        """What ``tiles`` gives, as sources."""
+        step = min(rows_max, self.chunk_rows)
+        for start in range(0, self.row_count, step):
+            places = np.arange(start, min(start + step, self.row_count))
+            if row_id_range is not None:
+                row_ids = self.stored.row_ids[places]
+                places = places[(row_ids >= row_id_range[0]) & (row_ids < row_id_range[1])]
+            if len(places):
+                yield MemoryStrip(self, places, self.damaged)
+
+    def strips_of(self, row_ids: RowIds, rows_max: int, on_damage: OnDamage | None = None) -> Iterator[StripSource]:
+        """Those of the rows that are here, in order of arrival."""
+        places = np.flatnonzero(np.isin(self.stored.row_ids, row_ids))
+        for start in range(0, len(places), rows_max):
+            yield MemoryStrip(self, places[start : start + rows_max], self.damaged | self.late_damaged)
 
     def gather(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> Tile:
         """The rows with these ids, in this order."""
         place_of = {row_id: place for place, row_id in enumerate(self.stored.row_ids.tolist())}
         places = np.array([place_of[row_id] for row_id in row_ids.tolist()], dtype=np.int64)
-        return _pick(self.stored, self._sound(places, self.damaged | self.late_damaged, on_damage))
+        return _pick(self.stored, self.sound(places, self.damaged | self.late_damaged, on_damage))
 
-    def _sound(self, places: RowIds, damaged: frozenset[int], on_damage: OnDamage | None) -> RowIds:
+    def sound(self, places: RowIds, damaged: frozenset[int], on_damage: OnDamage | None) -> RowIds:
+        """Those of the places whose rows are not among the damaged ones, of which the sink is told."""
         bad = np.isin(self.stored.row_ids[places], list(damaged))
         if bad.any():
             REPORTER.meet(Damage(self.name, f"memory/{self.name}", "damaged on purpose", int(bad.sum())), on_damage)
@@ -74,6 +101,24 @@ class MemoryCheckpoint:
     def has(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> npt.NDArray[np.bool_]:
         """Which of the rows have a gradient here."""
         return np.isin(row_ids, self.stored.row_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStrip:
+    """``view.StripSource`` on places of the stored tile."""
+
+    checkpoint: MemoryCheckpoint
+    places: RowIds
+    damaged: frozenset[int] = NO_ROWS
+
+    def prefetch(self) -> bool:
+        """Everything is in memory."""
+        return False
+
+    def load(self, on_damage: OnDamage | None = None) -> Strip:
+        """The rows that are not damaged."""
+        checkpoint = self.checkpoint
+        return Strip.of(checkpoint.stored).pick(checkpoint.sound(self.places, self.damaged, on_damage))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from crc32c import crc32c
 
-from covector_server.storage.contract import ArrayState, Piece, Rows
+from covector_server.storage.contract import ArrayState, Piece, Places, Rows, Span
 from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.syncs import Syncs
 
@@ -47,6 +47,12 @@ class MemoryArray:
     def read(self, start: int, stop: int, row_count: int) -> Rows:
         assert stop <= max(row_count, len(self._rows))
         return self._rows[start:stop]
+
+    def span(self, start: int, stop: int, row_count: int, wanted: Places | None = None) -> Span:
+        return Span(self.read(start, stop, row_count)[None], 0)
+
+    def prefetch(self, start: int, stop: int) -> bool:
+        return False
 
     def checksum_of_tail(self, row_count: int) -> int:
         start = row_count - row_count % self.layout.chunk_rows

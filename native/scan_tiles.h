@@ -1,0 +1,213 @@
+/* The multiplying loops of scan.c for one kind of processor. scan.c includes this file once for each kind, having
+   defined
+
+   NAME(function)   the function's name for this kind
+   TARGET           the attribute that lets the compiler use its instructions
+   vector, LANES    so many float32
+   ZERO, LOAD(at), WIDEN(at), MULTIPLY_ADD(a, b, c), SUM(a)
+                    LOAD takes float32; WIDEN takes float16 and widens exactly; SUM adds in a tree of log2(LANES) levels
+   WIDE_ROWS        rows at once against four vectors, once they are widened: what the registers hold
+
+   A sum runs lane by lane over at most BLOCK_STEPS vectors, then over the lanes, and is added to others in float64. */
+
+#define INLINE static inline __attribute__((always_inline)) TARGET
+#define UNROLL _Pragma("GCC unroll 6")
+#define BLOCK_DIM (BLOCK_STEPS * LANES)
+
+/* Adds to sums[v][r] the products of vectors and rows over some steps, and to squares[r] those of rows with themselves.
+   Few vectors: the rows are widened on the way, in registers. */
+INLINE void NAME(direct_tile)(const uint8_t *const *rows, const float *vectors, size_t vector_stride, size_t step_count,
+                              const int row_count, const int vector_count, double (*sums)[TILE_MAX], double *squares)
+{
+    vector sum[TILE_MAX][TILE_MAX], square[TILE_MAX], row[TILE_MAX];
+    UNROLL for (int r = 0; r < row_count; r++)
+    {
+        square[r] = ZERO;
+        UNROLL for (int v = 0; v < vector_count; v++) sum[v][r] = ZERO;
+    }
+    for (size_t step = 0; step < step_count; step++) {
+        UNROLL for (int r = 0; r < row_count; r++)
+        {
+            row[r] = WIDEN(rows[r] + 2 * LANES * step);
+            square[r] = MULTIPLY_ADD(row[r], row[r], square[r]);
+        }
+        UNROLL for (int v = 0; v < vector_count; v++)
+        {
+            vector other = LOAD(vectors + (size_t)v * vector_stride + LANES * step);
+            UNROLL for (int r = 0; r < row_count; r++) sum[v][r] = MULTIPLY_ADD(row[r], other, sum[v][r]);
+        }
+    }
+    UNROLL for (int r = 0; r < row_count; r++)
+    {
+        squares[r] += (double)SUM(square[r]);
+        UNROLL for (int v = 0; v < vector_count; v++) sums[v][r] += (double)SUM(sum[v][r]);
+    }
+}
+
+/* Some rows against all of at most TILE_VECTORS vectors. At the end of a list the last row is repeated, for nothing. */
+INLINE void NAME(direct_rows)(const struct scan *scan, const int row_count, const int vector_count)
+{
+    const size_t whole = scan->dim - scan->dim % LANES;
+    for (size_t i = 0; i < scan->row_count; i += (size_t)row_count) {
+        const uint8_t *rows[TILE_MAX], *at[TILE_MAX];
+        double sums[TILE_MAX][TILE_MAX] = {{0}}, squares[TILE_MAX] = {0};
+        for (int r = 0; r < row_count; r++)
+            rows[r] = row_at(scan, i + (size_t)r < scan->row_count ? i + (size_t)r : scan->row_count - 1);
+        for (size_t start = 0; start < whole; start += BLOCK_DIM) {
+            size_t width = whole - start < BLOCK_DIM ? whole - start : BLOCK_DIM;
+            for (int r = 0; r < row_count; r++)
+                at[r] = rows[r] + 2 * start;
+            NAME(direct_tile)(at, scan->vectors + start, scan->vector_stride, width / LANES, row_count, vector_count, sums,
+                              squares);
+        }
+        if (whole < scan->dim) {
+            uint16_t rest[TILE_MAX][LANES] = {{0}};
+            for (int r = 0; r < row_count; r++) {
+                memcpy(rest[r], rows[r] + 2 * whole, 2 * (scan->dim - whole));
+                at[r] = (const uint8_t *)rest[r];
+            }
+            NAME(direct_tile)(at, scan->vectors + whole, scan->vector_stride, 1, row_count, vector_count, sums, squares);
+        }
+        for (int r = 0; r < row_count && i + (size_t)r < scan->row_count; r++) {
+            scan->squares[i + (size_t)r] = squares[r];
+            for (int v = 0; v < vector_count; v++)
+                scan->products[(size_t)v * scan->row_count + i + (size_t)r] = sums[v][r];
+        }
+    }
+}
+
+static TARGET void NAME(direct)(const struct scan *scan)
+{
+    switch (scan->vector_count) {
+    case 1: NAME(direct_rows)(scan, 6, 1); break;
+    case 2: NAME(direct_rows)(scan, 4, 2); break;
+    case 3: NAME(direct_rows)(scan, 4, 3); break;
+    default: NAME(direct_rows)(scan, 4, 4);
+    }
+}
+
+/* Adds to products[v * product_stride + r]. rows: widened, BLOCK_DIM apart. */
+INLINE void NAME(wide_tile)(const float *rows, const float *vectors, size_t vector_stride, size_t step_count,
+                            const int vector_count, double *products, size_t product_stride, size_t row_count)
+{
+    vector sum[TILE_MAX][TILE_MAX], row[TILE_MAX];
+    UNROLL for (int r = 0; r < WIDE_ROWS; r++) UNROLL for (int v = 0; v < vector_count; v++) sum[v][r] = ZERO;
+    for (size_t step = 0; step < step_count; step++) {
+        UNROLL for (int r = 0; r < WIDE_ROWS; r++) row[r] = LOAD(rows + (size_t)r * BLOCK_DIM + LANES * step);
+        UNROLL for (int v = 0; v < vector_count; v++)
+        {
+            vector other = LOAD(vectors + (size_t)v * vector_stride + LANES * step);
+            UNROLL for (int r = 0; r < WIDE_ROWS; r++) sum[v][r] = MULTIPLY_ADD(row[r], other, sum[v][r]);
+        }
+    }
+    UNROLL for (int v = 0; v < vector_count; v++) UNROLL for (int r = 0; r < WIDE_ROWS; r++)
+    {
+        if ((size_t)r < row_count)
+            products[(size_t)v * product_stride + (size_t)r] += (double)SUM(sum[v][r]);
+    }
+}
+
+/* Widens a stretch of a row, with zeros up to a whole vector, and returns the sum of its squares. */
+INLINE double NAME(widen)(const uint8_t *row, size_t width, float *wide)
+{
+    vector square = ZERO;
+    size_t at = 0;
+    for (; at + LANES <= width; at += LANES) {
+        vector part = WIDEN(row + 2 * at);
+        square = MULTIPLY_ADD(part, part, square);
+        memcpy(wide + at, &part, sizeof part);
+    }
+    if (at < width) {
+        uint16_t rest[LANES] = {0};
+        memcpy(rest, row + 2 * at, 2 * (width - at));
+        vector part = WIDEN((const uint8_t *)rest);
+        square = MULTIPLY_ADD(part, part, square);
+        memcpy(wide + at, &part, sizeof part);
+    }
+    return (double)SUM(square);
+}
+
+/* Many vectors: a panel of rows is widened once, block by block of coordinates. The block's vectors are taken by fours,
+   which stay in the first cache while the panel passes from the second. wide: PANEL_ROWS blocks. */
+static TARGET void NAME(wide)(const struct scan *scan, float *wide)
+{
+    memset(scan->products, 0, sizeof(double) * scan->vector_count * scan->row_count);
+    memset(scan->squares, 0, sizeof(double) * scan->row_count);
+    for (size_t first = 0; first < scan->row_count; first += PANEL_ROWS) {
+        size_t count = scan->row_count - first < PANEL_ROWS ? scan->row_count - first : PANEL_ROWS;
+        for (size_t start = 0; start < scan->dim; start += BLOCK_DIM) {
+            size_t width = scan->dim - start < BLOCK_DIM ? scan->dim - start : BLOCK_DIM;
+            size_t step_count = (width + LANES - 1) / LANES;
+            for (size_t i = 0; i < count; i++)
+                scan->squares[first + i] +=
+                    NAME(widen)(row_at(scan, first + i) + 2 * start, width, wide + i * BLOCK_DIM);
+            for (size_t v = 0; v < scan->vector_count; v += TILE_VECTORS)
+                for (size_t i = 0; i < count; i += WIDE_ROWS) {
+                    const float *rows = wide + i * BLOCK_DIM, *vectors = scan->vectors + v * scan->vector_stride + start;
+                    double *products = scan->products + v * scan->row_count + first + i;
+                    switch (scan->vector_count - v) {
+                    case 1:
+                        NAME(wide_tile)
+                        (rows, vectors, scan->vector_stride, step_count, 1, products, scan->row_count, count - i);
+                        break;
+                    case 2:
+                        NAME(wide_tile)
+                        (rows, vectors, scan->vector_stride, step_count, 2, products, scan->row_count, count - i);
+                        break;
+                    case 3:
+                        NAME(wide_tile)
+                        (rows, vectors, scan->vector_stride, step_count, 3, products, scan->row_count, count - i);
+                        break;
+                    default:
+                        NAME(wide_tile)
+                        (rows, vectors, scan->vector_stride, step_count, 4, products, scan->row_count, count - i);
+                    }
+                }
+        }
+    }
+}
+
+/* The products of one widened row in float64. Each sum runs over sixteen lanes and then over these, so its order
+   depends on dim alone, never on where the row stands. */
+static TARGET void NAME(exact)(const struct exact_scan *scan, float *wide)
+{
+    for (size_t i = 0; i < scan->rows.row_count; i++) {
+        const uint8_t *row = row_at(&scan->rows, i);
+        size_t padded = scan->rows.vector_stride;
+        memset(wide + padded - EXACT_LANES, 0, sizeof(float) * EXACT_LANES);
+        NAME(widen)(row, scan->rows.dim, wide);
+        for (size_t v = 0; v <= scan->rows.vector_count; v++) {
+            const double *other = scan->vectors + v * padded;
+            double sum[EXACT_LANES] = {0};
+            if (v < scan->rows.vector_count)
+                for (size_t at = 0; at < padded; at += EXACT_LANES)
+                    for (size_t lane = 0; lane < EXACT_LANES; lane++)
+                        sum[lane] += (double)wide[at + lane] * other[at + lane];
+            else
+                for (size_t at = 0; at < padded; at += EXACT_LANES)
+                    for (size_t lane = 0; lane < EXACT_LANES; lane++)
+                        sum[lane] += (double)wide[at + lane] * (double)wide[at + lane];
+            double total = 0;
+            for (size_t lane = 0; lane < EXACT_LANES; lane++)
+                total += sum[lane];
+            if (v < scan->rows.vector_count)
+                scan->rows.products[v * scan->rows.row_count + i] = total;
+            else
+                scan->rows.squares[i] = total;
+        }
+    }
+}
+
+#undef INLINE
+#undef UNROLL
+#undef BLOCK_DIM
+#undef NAME
+#undef TARGET
+#undef vector
+#undef LANES
+#undef ZERO
+#undef LOAD
+#undef WIDEN
+#undef MULTIPLY_ADD
+#undef SUM
+#undef WIDE_ROWS
