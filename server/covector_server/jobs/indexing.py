@@ -16,7 +16,7 @@ from covector_server.jobs.operations import Operations, Progress
 from covector_server.limits import Limits
 from covector_server.metadata.catalog import Writer
 from covector_server.metadata.records import IndexRecord, OperationRecord
-from covector_server.query.planner import find_checkpoint
+from covector_server.query.checkpoints import find_checkpoint
 from covector_server.storage.checkpoint import StoredCheckpointView
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.index_files import (

@@ -226,11 +226,15 @@ class MappedFiles:
         return sum(map(len, self.maps.values()))
 
 
-def open_files(directory: Path, checksum: int, remedy: str, check: Check) -> MappedFiles:
-    """Maps and verifies the files of a directory, whose manifest has this checksum. Raises Corrupt naming the file that
-    is not what the catalog lists, and the remedy; Unavailable for want of memory or descriptors."""
+def open_files(
+    directory: Path, checksum: int, remedy: str, check: Check, is_wanted: Callable[[str], bool] = bool
+) -> MappedFiles:
+    """Maps and verifies the files of a directory that are wanted, all by default; its manifest has this checksum.
+    Raises Corrupt naming the file that is not what the catalog lists, and the remedy; Unavailable for want of memory or
+    descriptors."""
     manifest = read_manifest(directory, checksum, remedy)
-    maps = {name: _verified(directory / name, entry, remedy, check) for name, entry in manifest["files"].items()}
+    wanted = {name: entry for name, entry in manifest["files"].items() if is_wanted(name)}
+    maps = {name: _verified(directory / name, entry, remedy, check) for name, entry in wanted.items()}
     return MappedFiles(directory, manifest["parameters"], maps)
 
 

@@ -9,7 +9,7 @@ and the server maps it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,11 @@ def _append(file: drafts.DraftFile, array: npt.NDArray[Any], check: Check) -> No
         file.append(data[start : start + drafts.PIECE_BYTES])
 
 
-def open_fit_files(directory: Path, stored: FilesRecord, check: Check) -> MappedFiles:
-    """Maps and verifies a directory of a fit, as ``drafts.open_files``."""
-    return drafts.open_files(directory, stored.checksum, REMEDY, check)
+def open_fit_files(
+    root: Path, stored: FilesRecord, check: Check, is_wanted: Callable[[str], bool] = bool
+) -> MappedFiles:
+    """Maps and verifies a directory of a fit below ``root``, as ``drafts.open_files``."""
+    return drafts.open_files(root / stored.directory, stored.checksum, REMEDY, check, is_wanted)
 
 
 def arrays_of(files: MappedFiles) -> dict[str, npt.NDArray[Any]]:

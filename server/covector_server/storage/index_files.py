@@ -12,13 +12,13 @@ from covector_server.metadata.catalog import Catalog, Reader, Writer, number
 from covector_server.metadata.records import CheckpointRecord, IndexRecord
 from covector_server.storage import drafts
 from covector_server.storage.disk import Disk
-from covector_server.storage.drafts import MANIFEST, Check, Draft, Listed, Moved, map_draft
+from covector_server.storage.drafts import MANIFEST, Check, Draft, DraftFile, Listed, Moved, map_draft
 from covector_server.storage.drafts import MappedFiles as IndexFiles
 
 INDEXES = "indexes"
 REMEDY = "build the index again"
 
-__all__ = ["INDEXES", "MANIFEST", "Check", "Draft", "IndexFiles", "Moved", "map_draft"]
+__all__ = ["INDEXES", "MANIFEST", "Check", "Draft", "DraftFile", "IndexFiles", "Moved", "map_draft"]
 
 # Records
 
