@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-bench
+ORACLES ?= .venv-oracles
 ARGS ?=
 KILLS ?= 1000
 FAILURES ?= 1000
@@ -23,7 +24,7 @@ SOURCES := client server scripts native tests benchmarks examples hatch_build.py
 KERNELS := server/covector_server/kernels/libcovector.so
 
 .PHONY: help demo test format lint types imports proto unit chaos power image-check stubs clean
-.PHONY: bench-ingest bench-search bench-smoke bench-peers
+.PHONY: bench-ingest bench-search bench-smoke bench-peers oracles bench-lds
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -84,8 +85,14 @@ bench-smoke: $(VENV)/dev.stamp $(KERNELS)  ## Do the benchmarks run? Small sizes
 
 bench-peers: $(PEERS)/peers.stamp  ## Other databases, for comparisons, in an environment of their own
 
+oracles: $(ORACLES)/oracles.stamp  ## Scores by traker and dattri, in an environment of their own; ours must agree
+	@$(ORACLES)/bin/python -m benchmarks.oracles --out tests/golden/oracles
+
+bench-lds: $(ORACLES)/oracles.stamp  ## How well each scorer foretells retrained models, on sklearn's digits (ARGS="--retrain")
+	@$(ORACLES)/bin/python -m benchmarks.lds_digits $(ARGS)
+
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(PEERS) $(KERNELS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
+	rm -rf $(VENV) $(PEERS) $(ORACLES) $(KERNELS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(KERNELS): $(wildcard native/*.c native/*.h) native/compile.py
@@ -108,6 +115,13 @@ $(PEERS)/peers.stamp: benchmarks/peers.txt
 	@echo "Installing other databases into $(PEERS)"
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/python -m pip -q -q --disable-pip-version-check install --requirement benchmarks/peers.txt
+	@touch $@
+
+$(ORACLES)/oracles.stamp: benchmarks/oracles.txt constraints.txt pyproject.toml
+	@echo "Installing what scores are compared with into $(ORACLES)"
+	@$(PYTHON) -m venv $(ORACLES)
+	@$(ORACLES)/bin/python -m pip -q -q --disable-pip-version-check install --constraint constraints.txt \
+	    --requirement benchmarks/oracles.txt --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp

@@ -24,7 +24,7 @@ def test_every_scorer_has_its_formula() -> None:
     queries, rows = rng.standard_normal((3, 7)), rng.standard_normal((5, 7))
     product = np.array([[sum(a * b for a, b in zip(q, g, strict=True)) for g in rows] for q in queries])
     sizes = np.array([[np.sqrt((q * q).sum() * (g * g).sum()) for g in rows] for q in queries])
-    judges = {"dot": product, "tracin": product, "cosine": product / sizes}
+    judges = {"dot": product, "tracin": product, "cosine": product / sizes, "less": product / sizes}
     assert set(judges) == set(scorer_names())
     for name, judge in judges.items():
         np.testing.assert_allclose(score(queries, rows, scorer=name), judge, rtol=0, atol=1e-13)

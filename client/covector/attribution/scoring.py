@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,10 @@ from covector.types import Correction, GradientKind, Gradients
 
 Float64 = npt.NDArray[np.float64]
 CorrectionPairs = frozenset[tuple[Correction, Correction]]
+
+# The weights of the checkpoints in the sum over them: eta, always; eta, but 1 where there is only one; equal, summing
+# to one (TRAK's mean); eta's share in the sum of etas (LESS).
+EtaRule = Literal["always", "several", "equal", "shares"]
 
 _SUM_DIM = 4096  # half of numpy's iterator buffer
 
@@ -51,7 +56,7 @@ class Scorer:
     ``transform``: queries float64[m, dim] -> A q, the same shape. ``query_norm``: (queries, transformed) -> n(q),
     float64[m]. ``row_factor``: facts of n rows -> w * scale, float64[n], the two in one so that a weight of 1/|g| never
     meets the scale it cancels. ``corrections``: the pairs (rows', queries') of optimiser corrections that it accepts.
-    ``eta_always``: whether eta counts even for a single checkpoint; it always does for a sum over several.
+    ``etas``: how checkpoints are weighed, see ``EtaRule``.
     """
 
     name: str
@@ -59,7 +64,7 @@ class Scorer:
     query_norm: QueryNorm
     row_factor: RowFactor
     corrections: CorrectionPairs = SAME_CORRECTION
-    eta_always: bool = False
+    etas: EtaRule = "several"
 
     def prepare(self, queries: Float64) -> Float64:
         """n(q) * A q of float64[m, dim]: what rows are multiplied with."""
@@ -68,41 +73,53 @@ class Scorer:
 
     def checkpoint_weights(self, etas: Sequence[float]) -> list[float]:
         """The weight of each checkpoint in the sum over them."""
-        return list(etas) if self.eta_always or len(etas) > 1 else [1.0] * len(etas)
+        count, total = len(etas), float(sum(etas))
+        if self.etas == "always" or (self.etas == "several" and count > 1):
+            return list(etas)
+        if self.etas == "shares" and total > 0:
+            return [eta / total for eta in etas]
+        return [1.0] if self.etas == "several" else [1.0 / count] * count
 
 
-def _identity(queries: Float64) -> Float64:
+def identity(queries: Float64) -> Float64:
+    """A = I."""
     return queries
 
 
-def _one(queries: Float64, _transformed: Float64) -> Float64:
+def one(queries: Float64, _transformed: Float64) -> Float64:
+    """n(q) = 1."""
     return np.ones(len(queries))
 
 
-def _inverse_norm(queries: Float64, _transformed: Float64) -> Float64:
+def inverse_norm(queries: Float64, _transformed: Float64) -> Float64:
+    """n(q) = 1 / |q|."""
     return inverse_or_zero(norms(queries))
 
 
-def _scale(facts: RowFacts) -> Float64:
+def own_scale(facts: RowFacts) -> Float64:
+    """W = 1."""
     return facts.scales.astype(np.float64)
 
 
-def _scale_over_norm(facts: RowFacts) -> Float64:
+def scale_over_norm(facts: RowFacts) -> Float64:
+    """W = 1 / |g|."""
     return np.where(facts.scales > 0, inverse_or_zero(facts.norms), 0.0)
 
 
 _SCORERS = {
     scorer.name: scorer
     for scorer in (
-        Scorer("dot", _identity, _one, _scale),
-        Scorer("cosine", _identity, _inverse_norm, _scale_over_norm),
-        Scorer("tracin", _identity, _one, _scale, eta_always=True),
+        Scorer("dot", identity, one, own_scale),
+        Scorer("cosine", identity, inverse_norm, scale_over_norm),
+        Scorer("tracin", identity, one, own_scale, etas="always"),
+        # Rows are Adam's updates, queries plain gradients (Xia et al. 2024); subtasks are groups under reduce="max".
+        Scorer("less", identity, inverse_norm, scale_over_norm, frozenset({("adam", "none")}), "shares"),
     )
 }
 
 
 def scorer_names() -> list[str]:
-    """The names of all scorers."""
+    """The names of the scorers that need no fit."""
     return list(_SCORERS)
 
 
@@ -200,7 +217,7 @@ def score(queries: npt.ArrayLike | Gradients, gradients: npt.ArrayLike | Gradien
     if isinstance(queries, Gradients) and isinstance(gradients, Gradients):
         _check_origin(rule, queries, gradients)
         turn = sign(gradients.kind, queries.kind)
-    wide_queries, wide_rows = _finite_rows("queries", queries), _finite_rows("gradients", gradients)
+    wide_queries, wide_rows = finite_rows("queries", queries), finite_rows("gradients", gradients)
     if wide_queries.shape[1] != wide_rows.shape[1]:
         raise InvalidInput(f"queries have dim {wide_queries.shape[1]}, gradients {wide_rows.shape[1]}")
     unit_queries, query_scales = split_scale(rule.prepare(wide_queries))
@@ -237,14 +254,16 @@ def check_weights(rows: str, row_digest: str | None, query_digest: str | None) -
         )
 
 
-def _finite_rows(name: str, values: npt.ArrayLike | Gradients) -> Float64:
+def finite_rows(name: str, values: npt.ArrayLike | Gradients, first: int = 0) -> Float64:
+    """float64[n, dim] of an array, or of one vector. Raises InvalidInput, naming the row, unless all is finite;
+    ``first`` is the number of the first row."""
     wide = np.asarray(values, dtype=np.float64)
     wide = wide[None, :] if wide.ndim == 1 else wide
     if wide.ndim != 2:
         raise InvalidInput(f"{name} must be float[n, dim], not of shape {wide.shape}")
     bad = first_non_finite_row(wide)
     if bad is not None:
-        raise InvalidInput(f"{name}: row {bad} holds NaN or infinity", row=bad)
+        raise InvalidInput(f"{name}: row {first + bad} holds NaN or infinity", row=first + bad)
     return wide
 
 

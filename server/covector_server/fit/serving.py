@@ -96,18 +96,15 @@ class FitUse:
         return found
 
 
-def fit_for(
-    view: CollectionView, scorer: str, checkpoints: Sequence[str], cache: FitCache, check: Check
-) -> FitUse | None:
+def fit_for(view: CollectionView, scorer: str, names: Sequence[str], cache: FitCache, check: Check) -> FitUse | None:
     """What a query needs of the fit that ``scorer`` names, by method (the newest that covers the checkpoints) or by id;
-    None for a scorer that needs no fit. ``checkpoints``: by name, none for the only one.
+    None for a scorer that needs no fit. ``names``: of the checkpoints.
 
     Raises NotFound for an unknown name or where there is no fit yet, InvalidInput for a fit of other checkpoints,
     Corrupt for a damaged one.
     """
     if scorer in scorer_names():
         return None
-    names = list(checkpoints) or list(view.checkpoints)
     listed = pick(view, scorer, names)
     parts = {name: cache.part(listed, part_at(listed.record, name).stored, check) for name in names}
     return FitUse(listed, parts, cache, check)
