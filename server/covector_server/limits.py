@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from covector.errors import LimitExceeded
@@ -60,3 +61,8 @@ class Limits:
         limit = getattr(self, name)
         if value > limit:
             raise LimitExceeded(f"{what}: {value} exceeds the limit {name}={limit}", limit=name, value=value)
+
+
+def memory_half_bytes() -> int:
+    """Half of the machine's memory: what a fit may take if nothing else is said."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

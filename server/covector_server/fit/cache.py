@@ -93,7 +93,7 @@ class FitCache:
         with self._changing:
             for kept in (self._kept, self._damaged):
                 for key in [key for key in kept if isinstance(key, tuple) and key[0] == str(directory)]:
-                    del kept[key]  # type: ignore[attr-defined]
+                    del kept[key]
 
     def _known(self, key: Hashable, kind: type[S]) -> S | None:
         with self._changing:

@@ -159,7 +159,9 @@ def mean_at(columns: Sequence[Column]) -> Callable[[RowIds], Float64]:
     def at(row_ids: RowIds) -> Float64:
         found = np.stack([column.at(row_ids) for column in columns])
         known = np.isfinite(found)
-        return np.where(known, found, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        total: Float64 = np.where(known, found, 0.0).sum(axis=0)
+        mean: Float64 = total / np.maximum(known.sum(axis=0), 1)
+        return mean
 
     return at
 

@@ -49,7 +49,7 @@ class FitSpec:
             "unit_rows": self.unit_rows,
             "range_passes": self.range_passes,
             "task_share": self.task_share,
-            "tasks": "" if self.tasks is None else sha256(np.ascontiguousarray(self.tasks)).hexdigest(),
+            "tasks": "" if self.tasks is None else sha256(self.tasks.tobytes()).hexdigest(),
         }
 
     def task(self, number: int) -> ArrayBlock | None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from covector.attribution.scoring import Scorer, scorer_named
+from covector.attribution.scoring import Scorer, scorer_named, scorer_names
 from covector_server.fit.cache import FitCache
 from covector_server.fit.serving import fit_for
 from covector_server.query.cancellation import Cancelled, check_cancelled
 from covector_server.query.checkpoints import find_checkpoint
 from covector_server.query.question import CheckpointChoice, Question
 from covector_server.storage.view import CheckpointView, CollectionView
+
+
+def needs_fit(question: Question) -> bool:
+    """Whether the scorer is none of those that learn nothing."""
+    return question.scorer not in scorer_names()
 
 
 def with_fit(view: CollectionView, question: Question, fits: FitCache, cancelled: Cancelled) -> Question:

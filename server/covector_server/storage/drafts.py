@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ class Draft:
         return {name: file["size_bytes"] for name, file in self._files.items()}, int(crc32c(data))
 
 
-def directories_of(names: Iterator[str] | dict[str, Any]) -> set[str]:
+def directories_of(names: Iterable[str]) -> set[str]:
     """The directories that files with these names lie in, each with those above it; "." for the outermost."""
     return {str(parent) for name in names for parent in Path(name).parents}
 
