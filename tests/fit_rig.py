@@ -12,11 +12,11 @@ import numpy as np
 from tests.index_rig import LIMITS, WAIT_S, IndexRig
 
 from covector.blocks import decode_key, encode_key
-from covector.types import Gradients, Space
+from covector.types import Space
 from covector_server.fit.cache import FitCache
 from covector_server.fit.spec import FitSpec
 from covector_server.ingest.batch import WriterSpec
-from covector_server.jobs.fitting import Fitter, FitStatus
+from covector_server.jobs.fitting import FitStatus, Fitter
 from covector_server.jobs.operations import SUCCEEDED
 from covector_server.metadata.records import FitRecord, OperationRecord
 from covector_server.query.cancellation import never
@@ -44,6 +44,7 @@ class FitRig(IndexRig):
         space: Space | None = None,
     ) -> None:
         self.save_s = save_s
+        self.writer_count = 0
         super().__init__(data, dim, disk=disk, sizes=sizes)
         if space is not None:
             self.committer.call(lambda: self.store.create_collection("blocks", space, True)).result()
@@ -66,9 +67,9 @@ class FitRig(IndexRig):
         collection: str = "c",
     ) -> None:
         """Stores rows; those that stand are replaced."""
-        self.sequence += 1
-        spec = WriterSpec(collection, "fit-writer", checkpoint, on_conflict="replace")
-        self.committer.submit(spec, batch_of(self.sequence, list(keys), gradients, trak_q=trak_q)).result()
+        self.writer_count += 1
+        spec = WriterSpec(collection, f"writer-{self.writer_count}", checkpoint, on_conflict="replace")
+        self.committer.submit(spec, batch_of(1, list(keys), gradients, trak_q=trak_q)).result()
 
     def fit(self, method: str, *, collection: str = "c", **given: Any) -> OperationRecord:
         """The operation of a fit that has ended."""
@@ -96,17 +97,19 @@ class FitRig(IndexRig):
 
     def scored(
         self, queries: np.ndarray, scorer: str, checkpoints: Sequence[str] = (), collection: str = "c", **given: Any
-    ) -> dict[int, np.ndarray]:
+    ) -> dict[Any, np.ndarray]:
         """Scores by key, float64[m] each. queries: float[checkpoints, m, dim]."""
         with self.store.collection(collection).reading() as view:
             stream = scores(view, self._question(view, queries, scorer, checkpoints, **given))
-            found: dict[int, np.ndarray] = {}
+            found: dict[Any, np.ndarray] = {}
             for block in stream.blocks:
                 for key, column in zip(view.keys_of(block.row_ids), block.scores.T, strict=True):
                     found[decode_key(key)] = column.astype(np.float64)
         return found
 
-    def hits(self, queries: np.ndarray, scorer: str, k: int, checkpoints: Sequence[str] = (), **given: Any) -> TopKAnswer:
+    def hits(
+        self, queries: np.ndarray, scorer: str, k: int, checkpoints: Sequence[str] = (), **given: Any
+    ) -> TopKAnswer:
         with self.collection.reading() as view:
             return top_k(view, self._question(view, queries, scorer, checkpoints, **given), k, indexes=self.cache)
 
@@ -127,14 +130,12 @@ class FitRig(IndexRig):
             return tile.rows.astype(np.float64) * tile.scales[:, None]
 
 
-def assert_close(
-    found: Mapping[int, np.ndarray], keys: Sequence[int], expected: np.ndarray, reach: np.ndarray, tolerance: float = 1e-5
-) -> None:
+def assert_close(found: Mapping[Any, np.ndarray], keys: Sequence[int], expected: np.ndarray, reach: np.ndarray) -> None:
     """``expected``: float64[m, n] of the keys in order; ``reach``: what errors are relative to, of its shape."""
     assert set(found) == set(keys)
     ours = np.stack([found[key] for key in keys], axis=1)
     assert np.isfinite(ours).all()
-    np.testing.assert_array_less(np.abs(ours - expected), tolerance * reach + 1e-30)
+    np.testing.assert_array_less(np.abs(ours - expected), 1e-5 * reach + 1e-30)
 
 
 def plain_map(rows: np.ndarray, damping: float) -> np.ndarray:
@@ -142,6 +143,3 @@ def plain_map(rows: np.ndarray, damping: float) -> np.ndarray:
     moments = rows.T @ rows / len(rows)
     unit = np.trace(moments) / min(rows.shape)
     return np.linalg.inv(moments + damping * unit * np.eye(rows.shape[1]))
-
-
-__all__ = ["FitRig", "Gradients", "assert_close", "plain_map"]
