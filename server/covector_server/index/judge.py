@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from covector_server.index.contract import Candidates, Float32, Index, Search, Source
+from covector_server.index.contract import Candidates, Float32, Index, Search, Source, candidate_count
 from covector_server.index.directions import Directions, Float16
 from covector_server.index.extremes import Extremes
 from covector_server.storage.view import Positions
@@ -86,7 +86,7 @@ class Judge:
         if self.directions is None:
             return dict.fromkeys(OVERSAMPLINGS, Recall(1.0, 1.0, 1.0))
         self._truth = self._truth or (self._extremes.top(), self._extremes.bottom())
-        count = min(max(OVERSAMPLINGS) * DEPTH, self.source.row_count) + 1
+        count = min(candidate_count(max(OVERSAMPLINGS), DEPTH), self.source.row_count) + 1
         found = index.candidates(Search(self._vectors, count, self.source.rows, lambda: None))
         return {oversampling: self._recall(found, oversampling, self._truth) for oversampling in OVERSAMPLINGS}
 
@@ -100,11 +100,11 @@ class Judge:
 
 
 def share_found(truth: Sequence[Positions], found: Sequence[Positions], k: int, oversampling: int) -> float:
-    """The share of the first ``k`` of each true list that is among the first ``oversampling * k`` candidates, beside
-    the row that asks."""
+    """The share of the first ``k`` of each true list that is among the candidates for k, beside the row that
+    asks."""
     wanted_count = sum(len(true[:k]) for true in truth)
     hit_count = sum(
-        int(np.isin(true[:k], candidates[: oversampling * k + 1]).sum())
+        int(np.isin(true[:k], candidates[: candidate_count(oversampling, k) + 1]).sum())
         for true, candidates in zip(truth, found, strict=True)
     )
     return hit_count / wanted_count if wanted_count else 1.0

@@ -202,7 +202,7 @@ def _built(trial: _Trial, spec: Spec, source: Source) -> Built:
         parameters={"rank": trial.rank, "dim": source.dim, "row_count": source.row_count},
         scorers=SCORERS,
         oversampling=oversampling,
-        query_elements=source.row_count * trial.rank // 2 + trial.rank * source.dim,  # a code is half a float16
+        query_elements=source.row_count * trial.rank * 2 // 3 + trial.rank * source.dim,  # measured: what a code costs
         recall=recall.as_json(),
         warning=warning,
     )

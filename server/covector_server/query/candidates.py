@@ -17,11 +17,11 @@ import numpy as np
 
 from covector.errors import Corrupt
 from covector.types import Stage
-from covector_server.index.contract import Index, Search
+from covector_server.index.contract import Index, Search, candidate_count
 from covector_server.index.source import CheckpointRows
 from covector_server.metadata.records import IndexRecord
 from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.choosing import candidate_count, positioned
+from covector_server.query.choosing import positioned
 from covector_server.query.planner import Plan
 from covector_server.query.question import End, Ends
 from covector_server.query.scan import Mask
@@ -69,7 +69,7 @@ class IndexSearch:
         (term,) = self.plan.terms
         checkpoint = positioned(self.plan)
         rows = CheckpointRows(checkpoint, term.scorer, self.plan.dim, self.mask)
-        search = Search(term.narrow, candidate_count(self.record, self.k), rows, self._check)
+        search = Search(term.narrow, candidate_count(self.record.oversampling, self.k), rows, self._check)
         found = index.candidates(search)
         drawn_s = time.perf_counter()
         drawn = [np.union1d(top, bottom) for top, bottom in zip(found.top, found.bottom, strict=True)]

@@ -11,15 +11,15 @@ from typing import cast
 
 from covector.errors import Corrupt
 from covector_server.index.cache import IndexCache
+from covector_server.index.contract import candidate_count
 from covector_server.metadata.records import IndexPart, IndexRecord
 from covector_server.query.planner import Plan
 from covector_server.query.question import Question
 from covector_server.storage.view import CollectionView, ListedIndex, PositionedCheckpoint
 
-APART = 4.0  # what a row costs that is read alone and scored in float64
+APART = 6.0  # what a row costs that is read alone and scored in float64
 MORE_VECTORS = 0.25  # what a vector costs beside the first, in a scan
 FIXED_ELEMENTS = 500_000  # of taking the path at all
-HITS_MIN = 10  # candidates are drawn for at least so many hits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,6 @@ class Choice:
 
     listed: ListedIndex | None
     reason: str
-
-
-def candidate_count(record: IndexRecord, k: int) -> int:
-    """How many candidates to draw at each end."""
-    return record.oversampling * max(k, HITS_MIN)
 
 
 def choose(
@@ -94,7 +89,7 @@ def index_cost(record: IndexRecord, checkpoint: PositionedCheckpoint, plan: Plan
     """Elements that a query reads with an index."""
     (part,) = record.covered
     fresh = (checkpoint.position_count - part.row_count) * plan.dim
-    apart = 2 * candidate_count(record, k) * plan.group_count * plan.dim * APART
+    apart = 2 * candidate_count(record.oversampling, k) * plan.group_count * plan.dim * APART
     return FIXED_ELEMENTS + (record.query_elements + fresh) * _vectors_cost(plan) + apart
 
 
