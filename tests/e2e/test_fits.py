@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_trackstar_takes_the_task(server: ServerProcess) -> None:
         assert_scores(collection, fit, expected.scores(QUERIES, ROWS))
         with pytest.raises(InvalidInput, match="mapping"):
             collection.fit("trackstar", checkpoints=list(ROWS), task_gradients=tasks["epoch-1"])
-        with pytest.raises(InvalidInput, match="task_gradients have|bytes of task_gradients came"):
+        with pytest.raises(InvalidInput, match=r"of task_gradients came"):
             collection.fit("trackstar", task_gradients=tasks["epoch-1"])
         with pytest.raises(InvalidInput, match="takes no task_gradients"):
             collection.fit("influence", task_gradients=tasks)
@@ -126,7 +127,7 @@ def test_a_fit_offline_serves_a_running_server(server: ServerProcess, data: Path
         assert made["rows"] == 2 * COUNT
         assert_scores(collection, "trak", expected)
         assert collection.query(QUERIES, scorer="trak").fit == made["fit"]
-        with collection.writer("epoch-1") as writer:  # the server goes on to commit
+        with collection.writer("epoch-1", eta=0.5) as writer:  # the server goes on to commit
             writer.add(["new"], ROWS["epoch-1"][:1], trak_q=Q["epoch-1"][:1])
         again = json.loads(covector_fit("create", "c", "trak", "--data", str(data), "--json").stdout)
         assert (again["is_new"], again["rows"]) == (True, 2 * COUNT + 1)
@@ -178,9 +179,8 @@ def test_a_fit_can_be_cancelled_and_goes_on(server: ServerProcess) -> None:
         collection = client.collection("c")
         operation = collection.fit("influence", rank=8, range_passes=8)
         operation.cancel()
-        try:
+        with suppress(covector.Unavailable):  # it may have been quicker
             operation.wait()
-        except covector.CovectorError as error:
-            assert "cancelled" in error.message
+        assert operation.status in {"cancelled", "succeeded"}
         fit = collection.fit("influence", rank=8, range_passes=8).wait()
         assert collection.query(QUERIES, scorer="influence").fit == fit.id
