@@ -85,9 +85,8 @@ def train(
     """Trains a model on each set of rows. members: int[models, rows of each]; ``seeds``: of the start and of the order
     of each. Returns the models after each epoch of ``stops``, and at the end."""
     count, size = members.shape
-    state = [
-        np.stack(arrays) for arrays in zip(*(_start(digits.rows.shape[1], recipe, seed) for seed in seeds), strict=True)
-    ]
+    starts = [_start(digits.rows.shape[1], recipe, seed) for seed in seeds]
+    state = [np.stack(arrays) for arrays in zip(*starts, strict=True)]
     speed = [np.zeros_like(array) for array in state]
     moments = [np.zeros((count, sum(array[0].size for array in state)), np.float32) for _ in range(2)]
     rngs = [np.random.default_rng([seed, 1]) for seed in seeds]

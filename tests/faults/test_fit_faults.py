@@ -93,7 +93,12 @@ def learnt_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each update of a job brings, from here on."""
     seen: list[int] = []
     update = FitJob.update
-    monkeypatch.setattr(FitJob, "update", lambda job, block: (seen.append(len(block.rows)), update(job, block))[1])
+
+    def counting(job: FitJob, block: Any) -> None:
+        seen.append(len(block.rows))
+        update(job, block)
+
+    monkeypatch.setattr(FitJob, "update", counting)
     return seen
 
 

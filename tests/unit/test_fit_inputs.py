@@ -126,7 +126,11 @@ def test_fewer_rows_came_than_the_rank() -> None:
 def test_datainf_without_blocks_says_that_it_takes_all_for_one_layer() -> None:
     notes = fit("datainf", ROWS).notes
     assert len(notes) == 1
-    assert "the whole sketch counts as one layer" in notes[0]
+    assert "the whole sketch counts as one layer of 12 parameters" in notes[0]
+    with pytest.raises(
+        InvalidInput, match=r"the space has no blocks.*CountSketch\(blocks='layer'\), or leave by_layer out"
+    ):
+        fit("datainf", ROWS, by_layer=True)
     assert fit("datainf", ROWS, space=SPACE).notes == ()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -221,6 +223,37 @@ def test_memory_stays_below_what_the_plan_says(method: str, options: dict[str, A
     finally:
         tracemalloc.stop()
     assert 0.3 * plan.memory_bytes < peak <= plan.memory_bytes
+
+
+@pytest.mark.parametrize("options", ["", "rank=256", "by_layer=True", "damping=0.001"])
+def test_the_process_grows_by_no_more_than_the_plan_says(options: str) -> None:
+    """What LAPACK takes for itself included."""
+    code = f"""
+from pathlib import Path
+import numpy as np
+from covector.attribution import FitJob, plan_fit
+from covector.attribution.rows import ArrayBlock
+from covector.types import Block, Space
+
+rows = np.random.default_rng(0).standard_normal((2048, 2400)).astype(np.float16)
+block = ArrayBlock(rows, np.ones(2048), np.full(2048, np.nan))
+small = np.linalg.inv(np.eye(500)) @ np.linalg.qr(np.ones((600, 500)))[0].T  # the libraries' own buffers
+space = Space(dim=2400, blocks=(Block("a", 0, 1800, 1800), Block("b", 1800, 2400, 600)))
+plan = plan_fit("influence", space, 2048, {options})
+def kib(name):  # of this process alone: what getrusage says may be its parent's
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+before = kib("VmRSS")
+job, more = FitJob(plan), True
+while more:
+    job.update(block)
+    more = job.end_pass()
+job.finish()
+print((kib("VmHWM") - before) * 1024, plan.memory_bytes)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, planned = map(int, done.stdout.split())
+    assert 0.3 * planned < grown <= planned + (16 << 20)
 
 
 @pytest.mark.parametrize("width", [3, 60])

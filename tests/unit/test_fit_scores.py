@@ -15,7 +15,8 @@ from tests.unit import fit_judge as judge
 from covector.attribution import Fit, fit, score
 from covector.attribution.checkpoint_fit import CheckpointFit
 from covector.attribution.rows import ArrayBlock
-from covector.attribution.scoring import split_scale
+from covector.attribution.scoring import RowFacts, norms, split_scale
+from covector.errors import InvalidInput
 from covector.types import GradientKind, Gradients, Space
 
 Float64 = npt.NDArray[np.float64]
@@ -167,6 +168,26 @@ def test_the_scorer_of_a_fit_says_the_same_on_stored_rows(method: str, problem: 
     stored = block.rows.astype(np.float64) * block.scales[:, None]
     expected = found.scores(problem.queries[1], stored, trak_q=block.trak_q)
     assert_close(ours, expected)
+
+
+@pytest.mark.parametrize(("method", "unit_rows"), [
+    ("trak", False), ("trak", True), ("influence", False), ("influence", True),
+    ("datainf", False), ("trackstar", False), ("less", False),
+])  # fmt: skip
+def test_factors_follow_from_what_a_scan_knows_of_rows(method: str, unit_rows: bool, problem: Problem) -> None:
+    """Norms, scales, Q and row ids of rows in any order; weights that need the rows themselves come from a column."""
+    unit, scales = split_scale(problem.rows[1])
+    scales[4] = 0
+    part = fit(method, problem.rows[1], trak_q=problem.q[1], space=problem.space, unit_rows=unit_rows).parts[""]
+    stored = part.row_factors(ArrayBlock(unit, scales, problem.q[1]))
+    ids = np.array([7, 4, 239, 0])
+    facts = RowFacts(norms(unit[ids]), scales[ids], problem.q[1][ids].astype(np.float32), ids)
+    if method == "trackstar":
+        with pytest.raises(InvalidInput, match="trackstar needs the weights of its rows; make them by row_factors"):
+            part.scorer().row_factor(facts)
+    column = {"trackstar": lambda row_ids: stored[row_ids], "trak": lambda row_ids: problem.q[1][row_ids]}.get(method)
+    np.testing.assert_allclose(part.scorer(column).row_factor(facts), stored[ids], rtol=1e-6)
+    assert stored[4] == 0
 
 
 @pytest.mark.parametrize("rank", [None, 20])

@@ -14,6 +14,7 @@ from tests.index_rig import decaying, keys_of
 
 from covector.attribution import Fit
 from covector.attribution import fit as fit_arrays
+from covector.attribution.learning import FitJob
 from covector.blocks import decode_key
 from covector.errors import InvalidInput, LimitExceeded, NotFound
 from covector.types import Block, Space
@@ -348,11 +349,14 @@ def test_the_same_again_is_the_same_fit(rig: FitRig) -> None:
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows that jobs were given from here on."""
-    from covector.attribution.learning import FitJob
-
     seen: list[int] = []
     update = FitJob.update
-    monkeypatch.setattr(FitJob, "update", lambda job, block: (seen.append(len(block.rows)), update(job, block))[1])
+
+    def counting(job: FitJob, block: Any) -> None:
+        seen.append(len(block.rows))
+        update(job, block)
+
+    monkeypatch.setattr(FitJob, "update", counting)
     return seen
 
 
@@ -394,11 +398,14 @@ def test_what_cannot_be_folded_in_is_learnt_anew(
 def test_zarr_reads_the_arrays(rig: FitRig) -> None:
     record = rig.fit_record(rig.fitted("trackstar"))
     (part,) = record.covered
-    group = zarr.open_group(str(rig.collection.directory / "fits" / part.stored.directory), mode="r")
-    unit, scale = np.asarray(group["map.unit"][:]), float(np.asarray(group["map.scale"][:])[0])
+    root = str(rig.collection.directory / "fits" / part.stored.directory)
+    group = zarr.open_group(root, mode="r")
+    read = lambda name: np.asarray(zarr.open_array(f"{root}/{name}", mode="r")[:])  # noqa: E731
+    assert set(group) >= {"map.unit", "map.scale", "row_factors"}
+    unit, scale = read("map.unit"), float(read("map.scale")[0])
     rows = rig.stored(range(COUNT))
     np.testing.assert_allclose(unit * scale, plain_map(rows, 1.0), rtol=1e-5, atol=1e-6 * np.abs(unit).max() * scale)
-    factors = np.asarray(group["row_factors"][:])
+    factors = read("row_factors")
     expected = np.linalg.norm(rows, axis=1) / np.linalg.norm(rows @ np.linalg.cholesky(plain_map(rows, 1.0)), axis=1)
     with rig.collection.reading() as view:
         tile = next(view.checkpoints["one"].tiles(COUNT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from tests.unit.query_judge import all_scores, check_end, tolerance
 from covector.blocks import decode_key
 from covector.errors import Unavailable
 from covector.types import GradientKind, Space
+from covector_server.kernels import scan as kernels_scan
+from covector_server.kernels import topk as kernels_topk
 from covector_server.query import scan, topk
 from covector_server.query.cancellation import never
 from covector_server.query.engine import scores, top_k
@@ -97,6 +100,36 @@ def test_groups(reduce: Reduce | None, names: str) -> None:
         reduce=reduce,
     )
     check_answer(collection_of(rng, names=names), question, 15)
+
+
+@pytest.mark.parametrize("scorer", ["dot", "cosine"])
+@pytest.mark.parametrize("names", ["a", "ab"])
+@pytest.mark.parametrize("reduce", [None, "max"])
+def test_without_the_compiled_library(
+    scorer: str, names: str, reduce: Reduce | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels_scan, "LIBRARY", None)
+    monkeypatch.setattr(kernels_topk, "LIBRARY", None)
+    rng = np.random.default_rng(16)
+    choices = tuple(CheckpointChoice(name) for name in names)
+    vectors = vectors_of(rng, len(names), 3, 40)
+    view = collection_of(rng, names=names)
+    check_answer(view, Question(vectors=vectors, checkpoints=choices, scorer=scorer, reduce=reduce), 12)
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_a_filter_that_few_rows_pass(names: str) -> None:
+    """Rows are looked up then: the strips hold those alone."""
+    rng = np.random.default_rng(17)
+    view = collection_of(rng, names=names)
+    few = {place for place in range(300) if place % 50 == 7}
+    metadata = [replace(row, metadata={"few": place in few}) for place, row in enumerate(view.rows)]
+    view = replace(view, rows=metadata, fields={"few": "boolean"})
+    choices = tuple(CheckpointChoice(name) for name in names)
+    question = Question(vectors=vectors_of(rng, len(names), 2, 40), checkpoints=choices, where={"few": True})
+    check_answer(view, question, 4, few)
+    present = [set(checkpoint.stored.row_ids.tolist()) for checkpoint in view.checkpoints.values()]
+    assert top_k(view, question, 4).stages[1].rows_in == len(few.intersection(*present))
 
 
 def test_a_filter_leaves_rows_out() -> None:

@@ -130,8 +130,7 @@ def _inverse(damped: Damped, matrix: Float64) -> Float64:
         inverse = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
     except np.linalg.LinAlgError:
         raise _singular(damped) from None
-    condition = np.linalg.norm(matrix, 1) * np.linalg.norm(inverse, 1)
-    if not damped.damping and not condition < CONDITION_MAX:
+    if not damped.damping and not np.linalg.norm(matrix, 1) * np.linalg.norm(inverse, 1) < CONDITION_MAX:
         raise _singular(damped)
     return inverse
 

@@ -87,8 +87,9 @@ class FitPlan:
             return working * task + (task + 1) * sum(squared) + 5 * max(squared)
         widths = [self.width(layer) for layer in self.layers]
         tall = sum(side * width for side, width in zip(sides, widths, strict=True))
-        blocks = 8 * max(widths) * (3 * max(TALL_ROWS, 4 * max(widths)) + 3 * batch)
-        triangles = 8 * 4 * max(widths) ** 2 * (2 + max(sides) // TALL_ROWS)
+        step = max(TALL_ROWS, 4 * max(widths))
+        blocks = max(widths) * (3 * 8 * min(step, max(sides)) + 2 * self.element_bytes * batch)
+        triangles = 8 * max(widths) ** 2 * (6 + 4 * (max(sides) // step))
         return working * task + (2 * self.element_bytes + 8 * task) * tall + blocks + triangles
 
 
@@ -131,7 +132,7 @@ def plan_fit(
     """
     rule = method_named(method)
     notes: list[str] = []
-    layers = _layers(rule, space, rule.by_layer if by_layer is None else by_layer, notes)
+    layers = _layers(rule, space, by_layer, notes)
     _check_counts(row_count, range_passes)
     plan = FitPlan(
         method=rule,
@@ -157,21 +158,21 @@ def _check_counts(row_count: int, range_passes: int) -> None:
         raise InvalidInput(f"range_passes is {range_passes}; at least one pass finds the directions")
 
 
-def _layers(rule: Method, space: Space, by_layer: bool, notes: list[str]) -> tuple[Block, ...]:
+def _layers(rule: Method, space: Space, by_layer: bool | None, notes: list[str]) -> tuple[Block, ...]:
     size = sum(math.prod(parameter.shape) for parameter in space.parameters) or space.dim
     whole = (Block("all", 0, space.dim, max(size, 1)),)
-    if not by_layer:
+    if not (rule.by_layer if by_layer is None else by_layer):
         return whole
     if not space.blocks:
-        if not rule.by_layer:
+        if by_layer:
             raise InvalidInput(
                 "the space has no blocks, so nothing says which coordinates belong to which layer; take the gradients "
-                "with CountSketch(blocks='layer'), or fit with by_layer=False",
+                "with CountSketch(blocks='layer'), or leave by_layer out",
                 field="blocks",
             )
         notes.append(
-            f"{rule.name} works layer by layer, but the space has no blocks: the whole sketch counts as one layer. "
-            "Gradients with CountSketch(blocks='layer') have them"
+            f"{rule.name} works layer by layer, but the space has no blocks: the whole sketch counts as one layer of "
+            f"{size} parameters. Gradients with CountSketch(blocks='layer') have blocks"
         )
         return whole
     ends = [0, *(block.stop for block in space.blocks)]

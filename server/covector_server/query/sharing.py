@@ -71,6 +71,13 @@ class _Line:
     last_count: int = 1
     last_s: float = 0.0
 
+    def appoint(self) -> None:
+        """Lets the one at the head lead, if there is one."""
+        self.is_led = bool(self.waiting)
+        if self.waiting:
+            self.waiting[0].leads = True
+            self.waiting[0].woken.set()
+
 
 class _Lease:
     """A view that several hold; it is closed after the last has let go."""
@@ -172,26 +179,29 @@ class SharedScans:
             line = self._lines.setdefault(key, _Line())
             line.waiting.append(me)
             if not line.is_led:
-                line.is_led = True
-                line.waiting[0].leads = True
-                line.waiting[0].woken.set()
+                line.appoint()
             self._changing.notify_all()
 
     def _wait(self, key: _Key, me: _Waiting) -> None:
         """Until there is an outcome. Leads if it is its turn."""
         while not me.woken.wait(LOOK_S):
-            if me.cancelled():
-                with self._changing:
-                    line = self._lines[key]
-                    if me in line.waiting and not me.leads:
-                        line.waiting.remove(me)
-                        check_cancelled(me.cancelled)
-                if not me.leads:
-                    check_cancelled(me.cancelled)  # the scan sees for itself that it is not wanted
+            if me.cancelled() and self._gives_up(key, me):
+                check_cancelled(me.cancelled)
         if me.leads:
-            self._lead(key, me)
+            self._lead(key)
 
-    def _lead(self, key: _Key, me: _Waiting) -> None:
+    def _gives_up(self, key: _Key, me: _Waiting) -> bool:
+        """Leaves the line, if it stands there still; a scan that it is in sees for itself that it is not wanted. False
+        if it is to lead: others wait for that."""
+        with self._changing:
+            if me.leads:
+                return False
+            line = self._lines[key]
+            if me in line.waiting:
+                line.waiting.remove(me)
+            return True
+
+    def _lead(self, key: _Key) -> None:
         taken, started = self._take(key), time.perf_counter()
         try:
             self._answer(key[0], taken)
@@ -223,10 +233,7 @@ class SharedScans:
         with self._changing:
             line = self._lines[key]
             line.last_count, line.last_s = taken_count, scan_s
-            line.is_led = bool(line.waiting)
-            if line.waiting:
-                line.waiting[0].leads = True
-                line.waiting[0].woken.set()
+            line.appoint()
             for idle in [other for other, line in self._lines.items() if other != key and not line.is_led]:
                 del self._lines[idle]
 

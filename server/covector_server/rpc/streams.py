@@ -1,15 +1,18 @@
-"""Blocking work behind an asynchronous stream: a generator runs in a pool, one step for each message that is wanted.
+"""Blocking work behind an asynchronous stream: a generator runs in a pool, a step when messages are wanted.
 
-Nothing is computed ahead of the client, so a slow one holds neither a thread nor memory.
+A step makes one message, or several while they are small and quick to make: to and fro between the loop and the pool
+takes longer than most. Nothing more is computed ahead of the client, so a slow one holds neither a thread nor memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import grpc
 
@@ -21,30 +24,63 @@ T = TypeVar("T")
 MESSAGE_BYTES: Final = 1 << 20  # of payload that a streamed message aims at
 
 
-class _End:
-    """What a step returns when there is nothing more."""
+STEP_BYTES: Final = 64 << 10  # of messages that a step makes before it ends
+STEP_S: Final = 0.002  # that a step takes before it ends
 
 
-_END = _End()
+class _Sized(Protocol):
+    def ByteSize(self) -> int: ...
 
 
-async def pulled(pool: ThreadPoolExecutor, produce: Callable[[Cancelled], Iterator[T]]) -> AsyncIterator[T]:
+Message = TypeVar("Message", bound=_Sized)
+
+
+@dataclass(slots=True)
+class _Step(Generic[Message]):
+    """What a step made; ``is_last``: there is nothing more, but for the error, if there is one."""
+
+    messages: list[Message]
+    is_last: bool = False
+    error: Exception | None = None
+
+
+async def pulled(pool: ThreadPoolExecutor, produce: Callable[[Cancelled], Iterator[Message]]) -> AsyncIterator[Message]:
     """What ``produce(cancelled)`` yields, each step run in the pool. When the call ends early (the task of its handler
     is cancelled), ``cancelled`` turns true and the generator is closed, in the pool, after the step under way."""
     stop = threading.Event()
     iterator = produce(stop.is_set)
-    step: Future[T | _End] | None = None
+    step: Future[_Step[Message]] | None = None
+    is_over = False
     try:
-        while True:
-            step = pool.submit(next, iterator, _END)
-            item = await asyncio.wrap_future(step)
-            if isinstance(item, _End):
-                return
-            yield item
+        while not is_over:
+            step = pool.submit(_take, iterator)
+            made = await asyncio.wrap_future(step)
+            is_over = made.is_last
+            for message in made.messages:
+                yield message
+            if made.error is not None:
+                raise made.error
     finally:
         stop.set()
-        if step is not None:
+        if step is not None and not is_over:
             step.add_done_callback(lambda _: _close(pool, iterator))
+
+
+def _take(iterator: Iterator[Message]) -> _Step[Message]:
+    """The next messages: one that is large or slow, or some that are neither. What goes wrong after the first is told
+    behind it."""
+    step: _Step[Message] = _Step([])
+    started, size_bytes = time.monotonic(), 0
+    try:
+        for message in iterator:
+            step.messages.append(message)
+            size_bytes += message.ByteSize()
+            if size_bytes >= STEP_BYTES or time.monotonic() - started >= STEP_S:
+                return step
+    except Exception as error:  # noqa: BLE001 - raised in its place by who asked
+        step.error = error
+    step.is_last = True
+    return step
 
 
 async def computed(pool: ThreadPoolExecutor, compute: Callable[[Cancelled], T]) -> T:

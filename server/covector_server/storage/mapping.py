@@ -24,7 +24,12 @@ _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _munmap = _library.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_madvise = _library.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _FAILED = ctypes.c_void_p(-1).value
+
+READ_AHEAD_BYTES: Final = 1 << 20  # asked for at once: the system takes no more than it reads ahead by itself
+RESIDENT_STEP_BYTES: Final = 1 << 20  # of which one page is looked at
 
 
 def map_file(path: Path, size_bytes: int) -> memoryview:
@@ -47,12 +52,6 @@ def map_file(path: Path, size_bytes: int) -> memoryview:
     unmapping = weakref.finalize(mapped, _munmap, address, size_bytes)
     unmapping.atexit = False  # threads may still read when the interpreter ends
     return memoryview(mapped).toreadonly()
-
-
-_madvise = _library.madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-READ_AHEAD_BYTES: Final = 1 << 20  # asked for at once: the system takes no more than it reads ahead by itself
-RESIDENT_STEP_BYTES: Final = 1 << 20
 
 
 def prefetch_mapped(mapped: memoryview, first_byte: int, size_bytes: int) -> bool:

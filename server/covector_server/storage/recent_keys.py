@@ -79,8 +79,10 @@ class RecentKeys:
         return Candidates(passed[found.places], found.row_ids)
 
     def entries(self) -> tuple[Hashes, RowIds]:
-        """All hashes and row ids, in no order."""
-        return self._slots.entries()
+        """All hashes and row ids, in order of row id: runs do not depend on how a table was filled."""
+        hashes, row_ids = self._slots.entries()
+        order = np.argsort(row_ids, kind="stable")
+        return hashes[order], row_ids[order]
 
     def cover(self, stop_row_id: int) -> None:
         """Speaks for rows up to ``stop_row_id``, also for those without a key."""
