@@ -209,16 +209,18 @@ def test_passes_must_see_the_same_rows() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 100}, {"by_layer": True}, {"damping": 0.001}])
-@pytest.mark.parametrize("method", ["influence", "datainf"])
+@pytest.mark.parametrize("method", ["influence", "datainf", "trackstar"])
 def test_memory_stays_below_what_the_plan_says(method: str, options: dict[str, Any]) -> None:
+    """TrackStar with gradients of its task, which have sums of their own."""
     dim, count = 1500, 400
     blocks = (Block("a", 0, 900, 900), Block("b", 900, 1500, 600))
-    plan = plan_fit(method, Space(dim=dim, blocks=blocks), count, **options)
+    task_row_count = 40 if method == "trackstar" else 0
+    plan = plan_fit(method, Space(dim=dim, blocks=blocks), count, task_row_count=task_row_count, **options)
     rows, scales = scale_rows(np.random.default_rng(0).standard_normal((count, dim)))
     block = ArrayBlock(rows, scales, np.full(count, np.nan))
     tracemalloc.start()
     try:
-        run(FitJob(plan), block, [100, 200])
+        run(FitJob(plan, part_of(block, 0, 40) if task_row_count else None), block, [100, 200])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
