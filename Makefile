@@ -1,6 +1,6 @@
 # The two commands:  make demo   make test        All of them:  make help
 #
-# Needed: Python 3.11 or newer with its venv module, gcc, make. Everything else goes into $(VENV), in the versions of
+# Needed: Python 3.11 or newer with its venv module, gcc and g++, make. Everything else goes into $(VENV), in the versions of
 # constraints.txt. The environment grows by steps, each with a stamp, so that a target does no work twice.
 
 PYTHON ?= python3
@@ -126,5 +126,5 @@ $(ORACLES)/oracles.stamp: benchmarks/oracles.txt constraints.txt pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	@echo "Installing what the tests need into $(VENV)"
-	@$(INSTALL) --editable '.[server,torch,demo,ingest,dev]'
+	@$(INSTALL) --editable '.[server,torch,demo,ingest,ann,dev]'
 	@touch $@

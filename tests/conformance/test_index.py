@@ -38,7 +38,14 @@ class Case:
     oversampling: int = 10
 
 
-CASES = [Case("subspace", "dot", 0.98), Case("subspace", "cosine", 0.98)]
+CASES = [
+    Case("subspace", "dot", 0.98),
+    Case("subspace", "cosine", 0.98),
+    Case("scann", "dot", 0.95),
+    Case("scann", "cosine", 0.95),
+    Case("annoy", "dot", 0.95),
+    Case("annoy", "cosine", 0.95),
+]
 
 
 class Stopped(Exception):

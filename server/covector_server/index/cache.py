@@ -1,7 +1,7 @@
 """Open indexes of a store: opened when a query first wants them, the least recently used let go above a limit.
 
-What is let go stays readable for queries that hold it. An index whose files turned out to be damaged is remembered, so
-that it is not read again with every query.
+What is let go stays readable for queries that hold it. An index whose files turned out to be damaged, or whose library
+is not installed here, is remembered, so that it is not tried again with every query.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from covector.errors import Corrupt
-from covector_server.index.contract import Check, Index
+from covector_server.index.contract import Check, Index, MissingLibrary
 from covector_server.index.kinds import backend_of
 from covector_server.storage.index_files import open_files
 from covector_server.storage.view import ListedIndex
@@ -26,7 +26,7 @@ class IndexCache:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._open: OrderedDict[_Key, Index] = OrderedDict()
-        self._damaged: dict[_Key, str] = {}
+        self._unusable: dict[_Key, str] = {}
         self._changing = threading.Lock()
         self._opening = threading.Lock()  # so that an index is not verified twice at the same time
 
@@ -42,15 +42,15 @@ class IndexCache:
         return len(self._open)
 
     def trouble(self, listed: ListedIndex) -> str:
-        """What is wrong with an index, empty if nothing is known of it."""
-        return self._damaged.get(_key(listed), "")
+        """Why an index cannot be used, as the end of a sentence; empty if nothing is known of it."""
+        return self._unusable.get(_key(listed), "")
 
     def open(self, listed: ListedIndex, check: Check) -> Index | None:
-        """The index; None if its files are damaged, which is reported. Raises Unavailable for want of memory or
-        descriptors, and what ``check`` raises."""
+        """The index; None if its files are damaged, which is reported, or its library is missing. Raises Unavailable
+        for want of memory or descriptors, and what ``check`` raises."""
         key = _key(listed)
         found = self._known(key)
-        if found is not None or key in self._damaged:
+        if found is not None or key in self._unusable:
             return found
         with self._opening:
             found = self._known(key)
@@ -61,8 +61,8 @@ class IndexCache:
         with self._changing:
             for key in [key for key in self._open if key[0] == str(directory)]:
                 del self._open[key]
-            for key in [key for key in self._damaged if key[0] == str(directory)]:
-                del self._damaged[key]
+            for key in [key for key in self._unusable if key[0] == str(directory)]:
+                del self._unusable[key]
 
     def _known(self, key: _Key) -> Index | None:
         with self._changing:
@@ -76,8 +76,11 @@ class IndexCache:
         try:
             index = backend_of(record.kind).open(open_files(listed.directory, record, check), check)
         except Corrupt as error:
-            self._damaged[key] = error.message
+            self._unusable[key] = f"is damaged: {error.message}"
             listed.report(error.message)
+            return None
+        except MissingLibrary as error:
+            self._unusable[key] = f"cannot be used: {error.message}"
             return None
         with self._changing:
             self._open[key] = index

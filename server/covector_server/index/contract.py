@@ -19,12 +19,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from covector.errors import InvalidInput
 from covector_server.storage.index_files import Draft, IndexFiles
 from covector_server.storage.view import Positions
 
 Float32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Check = Callable[[], None]  # called before every piece of work; what it raises ends it
+
+
+class MissingLibrary(InvalidInput):
+    """A kind of index wants a library that is not installed here. The message says how to install it."""
 
 
 def candidate_count(oversampling: int, k: int) -> int:
@@ -144,6 +149,14 @@ class Source(Protocol):
         """Says how far it is, and may raise to stop. Call it in work that takes long without reading rows."""
         ...
 
+    def expect(self, row_count: int) -> None:
+        """Announces work that takes about as long as reading so many rows."""
+        ...
+
+    def advance(self, row_count: int) -> None:
+        """Says that so much of the work announced is done, and may raise to stop."""
+        ...
+
     def views(self, positions: Positions) -> Sequence[npt.NDArray[np.float16]]:
         """Rows at some positions, float16[dim] each, as views of mapped files."""
         ...
@@ -156,7 +169,7 @@ class Backend(Protocol):
     def kind(self) -> str: ...
 
     def check(self, spec: Spec, dim: int) -> None:
-        """Raises InvalidInput for parameters that it does not know."""
+        """Raises InvalidInput for parameters that it does not know, MissingLibrary."""
         ...
 
     def build(self, source: Source, spec: Spec, draft: Draft) -> Built:
@@ -164,7 +177,7 @@ class Backend(Protocol):
         ...
 
     def open(self, files: IndexFiles, check: Check) -> Index:
-        """The index in some files. Raises Corrupt if they are none."""
+        """The index in some files. Raises Corrupt if they are none, MissingLibrary."""
         ...
 
     def rewrite(self, files: IndexFiles, changes: Changes, draft: Draft, check: Check) -> dict[str, Any] | None:

@@ -85,17 +85,29 @@ class Judge:
         """Recall by oversampling."""
         if self.directions is None:
             return dict.fromkeys(OVERSAMPLINGS, Recall(1.0, 1.0, 1.0))
-        self._truth = self._truth or (self._extremes.top(), self._extremes.bottom())
-        count = min(candidate_count(max(OVERSAMPLINGS), DEPTH), self.source.row_count) + 1
-        found = index.candidates(Search(self._vectors, count, self.source.rows, lambda: None))
-        return {oversampling: self._recall(found, oversampling, self._truth) for oversampling in OVERSAMPLINGS}
+        found = self._ask(index, candidate_count(max(OVERSAMPLINGS), DEPTH))
+        return {oversampling: self._recall(found, found, oversampling) for oversampling in OVERSAMPLINGS}
 
-    def _recall(self, found: Candidates, oversampling: int, truth: tuple[list[Positions], list[Positions]]) -> Recall:
-        top, bottom = truth
+    def recall(self, index: Index, oversampling: int) -> Recall:
+        """Recall of an index that looks at more rows where it is asked for more candidates: each k is asked by itself,
+        as queries do."""
+        if self.directions is None:
+            return Recall(1.0, 1.0, 1.0)
+        found_10, found_100 = (self._ask(index, candidate_count(oversampling, k)) for k in (10, 100))
+        return self._recall(found_10, found_100, oversampling)
+
+    def _ask(self, index: Index, count: int) -> Candidates:
+        """Candidates beside the row that asks."""
+        count = min(count, self.source.row_count) + 1
+        return index.candidates(Search(self._vectors, count, self.source.rows, lambda: None))
+
+    def _recall(self, found_10: Candidates, found_100: Candidates, oversampling: int) -> Recall:
+        self._truth = self._truth or (self._extremes.top(), self._extremes.bottom())
+        top, bottom = self._truth
         return Recall(
-            share_found(top, found.top, 10, oversampling),
-            share_found(top, found.top, 100, oversampling),
-            share_found(bottom, found.bottom, 10, oversampling),
+            share_found(top, found_10.top, 10, oversampling),
+            share_found(top, found_100.top, 100, oversampling),
+            share_found(bottom, found_10.bottom, 10, oversampling),
         )
 
 

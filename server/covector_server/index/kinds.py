@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from covector.errors import NotFound, near_matches
+from covector_server.index.annoy_parts import AnnoyLibrary
 from covector_server.index.contract import Backend
+from covector_server.index.parted import Parted
+from covector_server.index.scann_parts import ScannLibrary
 from covector_server.index.subspace import Subspace
 
-_BACKENDS: dict[str, Backend] = {backend.kind: backend for backend in (Subspace(),)}
+_BACKENDS: dict[str, Backend] = {
+    backend.kind: backend for backend in (Subspace(), Parted(ScannLibrary()), Parted(AnnoyLibrary()))
+}
 
 
 def kinds() -> list[str]:

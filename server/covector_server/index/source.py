@@ -88,6 +88,15 @@ class CheckpointSource:
         """See ``contract.Source``."""
         self._report(self._done_count, self._total_count)
 
+    def expect(self, row_count: int) -> None:
+        """See ``contract.Source``."""
+        self._total_count = max(self._total_count, self._done_count) + row_count
+
+    def advance(self, row_count: int) -> None:
+        """See ``contract.Source``."""
+        self._done_count += row_count
+        self.check()
+
     def views(self, positions: Positions) -> list[npt.NDArray[np.float16]]:
         """See ``contract.Source``."""
         self.check()

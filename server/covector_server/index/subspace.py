@@ -11,15 +11,14 @@ Files: ``basis`` (``directions.Directions.mapped``), ``deviations`` float32[rank
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from covector.errors import Corrupt, InvalidInput
 from covector_server.index.basis import sample_of, write_basis
+from covector_server.index.changing import COPY_ROWS, changed
 from covector_server.index.codes import Codes, encode, scan
 from covector_server.index.contract import Built, Candidates, Changes, Check, Float32, Search, Source, Spec
 from covector_server.index.directions import Directions, batch_rows, project, spans
@@ -32,7 +31,6 @@ SCORERS = ["dot", "cosine", "tracin"]  # those whose A is the identity
 RANK, RANK_MIN, RANK_MAX = 256, 16, 1024
 DIM_SHARE = 16  # of dim, the rank that is begun with
 DISK_SHARE = 0.1  # of the rows' bytes, that the files of that rank may take
-COPY_ROWS = 1 << 16
 SEED = 0
 
 
@@ -124,7 +122,7 @@ class Subspace:
                 file.append(files.maps[name])
         for name, array in (("codes", _codes(files.maps, row_count, rank)), ("factors", _factors(files.maps))):
             with draft.file(name) as file:
-                for piece in _changed(array, changes, check):
+                for piece in changed(array, changes, check):
                     file.append_array(piece)
         return {**files.parameters, "row_count": changes.row_count}
 
@@ -254,21 +252,3 @@ def _codes(maps: dict[str, memoryview], row_count: int, rank: int) -> Codes:
 
 def _factors(maps: dict[str, memoryview]) -> Float32:
     return np.frombuffer(maps["factors"], "<f4")
-
-
-def _changed(array: npt.NDArray[Any], changes: Changes, check: Check) -> Iterator[npt.NDArray[Any]]:
-    """The values after some changes, in pieces."""
-    left_count = changes.row_count
-    for start in range(0, len(array), COPY_ROWS):
-        check()
-        stop = min(start + COPY_ROWS, len(array))
-        piece = array[start:stop].copy()
-        piece[_inside(changes.blank, start, stop)] = 0
-        kept = np.delete(piece, _inside(changes.dropped, start, stop), axis=0)[:left_count]
-        left_count -= len(kept)
-        yield kept
-
-
-def _inside(positions: Positions, start: int, stop: int) -> Positions:
-    low, high = np.searchsorted(positions, (start, stop))
-    return positions[low:high] - start

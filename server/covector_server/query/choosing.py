@@ -47,7 +47,7 @@ def choose(
         return Choice(None, f"no index for checkpoint {checkpoint.name!r} and scorer {question.scorer!r}")
     sound = [listed for listed in fitting if not indexes.trouble(listed)]
     if not sound:
-        return Choice(None, f"index {fitting[0].record.id} is damaged: {indexes.trouble(fitting[0])}")
+        return Choice(None, f"index {fitting[0].record.id} {indexes.trouble(fitting[0])}")
     row_count = checkpoint.row_count if match_count is None else min(match_count, checkpoint.row_count)
     exact_cost = row_count * plan.dim * _vectors_cost(plan)
     costs = {listed.record.id: index_cost(listed.record, checkpoint, plan, k) for listed in sound}

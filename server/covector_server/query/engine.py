@@ -128,7 +128,7 @@ def _by_index(asked: _Asked, indexes: IndexCache) -> tuple[TopKAnswer | None, st
     record = choice.listed.record
     index = indexes.open(choice.listed, lambda: check_cancelled(asked.cancelled))
     if index is None:
-        return None, f"index {record.id} is damaged: {indexes.trouble(choice.listed)}"
+        return None, f"index {record.id} {indexes.trouble(choice.listed)}"
 
     def exact_search(newer: Plan) -> tuple[tuple[Ends, ...], tuple[Stage, ...], bool]:
         scan = Scan(newer, asked.mask, view.row_id_count, asked.cancelled, workers=asked.workers)
