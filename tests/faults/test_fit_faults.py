@@ -153,7 +153,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(rig: FitRig, disk: Step
     straight = rig.fit_record(rig.fitted("influence"))
     (part, _) = straight.covered
     root = rig.collection.directory / "fits"
-    unit = (root / part.stored.directory / "map.unit/c/0/0").read_bytes()
+    unit = (root / part.stored.directory / "arrays/map.unit/c/0/0").read_bytes()
     rig.fitter.drop("c", straight.id)
 
     def cancel(name: str) -> None:
@@ -171,7 +171,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(rig: FitRig, disk: Step
     rig.restart()
     again = rig.fit_record(rig.fitted("influence"))
     assert again.id == status.record.id
-    assert (root / again.covered[0].stored.directory / "map.unit/c/0/0").read_bytes() == unit
+    assert (root / again.covered[0].stored.directory / "arrays/map.unit/c/0/0").read_bytes() == unit
 
 
 def test_a_fit_that_is_dropped_while_it_is_learnt(rig: FitRig, disk: StepDisk) -> None:
@@ -310,7 +310,13 @@ def test_every_damaged_file_is_found_and_refused(rig: FitRig, how: str) -> None:
     fit_id = rig.fitted("trackstar")
     (part, _) = rig.fit_record(fit_id).covered
     names = [name for name in served_files(rig) if part.stored.files[name]]
-    assert {"manifest.json", "zarr.json", "map.unit/c/0/0", "row_factors/c/0", "job.sums.total.0/c/0/0"} <= set(names)
+    assert {
+        "manifest.json",
+        "arrays/zarr.json",
+        "arrays/map.unit/c/0/0",
+        "arrays/row_factors/c/0",
+        "arrays/job.sums.total.0/c/0/0",
+    } <= set(names)
     root = rig.data / "collections/1/fits" / part.stored.directory
     rig.close()
     for name in names:
@@ -320,7 +326,7 @@ def test_every_damaged_file_is_found_and_refused(rig: FitRig, how: str) -> None:
         assert {finding.kind for finding in report.damage} == {"derived"}, name
         assert any(finding.path.endswith(f"{part.stored.directory}/{name}") for finding in report.damage), name
         rig.open()
-        if name.startswith("job."):  # queries do not need it: it is learnt anew where it would be gone on from
+        if name.startswith("arrays/job."):  # queries do not need it: it is learnt anew where it would be gone on from
             rig.scored(BOTH, "trackstar", ["one", "two"])
         else:
             for _ in range(2):
@@ -334,7 +340,7 @@ def test_every_damaged_file_is_found_and_refused(rig: FitRig, how: str) -> None:
         assert any(where.path.endswith(name) for _, where in rig.store.damages.found()), name
         rig.close()
         (root / name).write_bytes(sound)
-    damage(root / "map.unit/c/0/0", how)
+    damage(root / "arrays/map.unit/c/0/0", how)
     report = check_store(rig.data, ask_lmdb=False)
     repaired = repair_store(rig.data, report, ask_lmdb=False)
     assert repaired.failed == []
@@ -350,7 +356,7 @@ def test_every_damaged_file_is_found_and_refused(rig: FitRig, how: str) -> None:
 def test_sums_that_are_damaged_are_learnt_anew(rig: FitRig, method: str) -> None:
     fit_id = rig.fitted(method)
     (part, _) = rig.fit_record(fit_id).covered
-    damage(rig.collection.directory / "fits" / part.stored.directory / "job.sums.total.0/c/0/0", "middle")
+    damage(rig.collection.directory / "fits" / part.stored.directory / "arrays/job.sums.total.0/c/0/0", "middle")
     rig.write([COUNT], ROWS[:1])
     rig.write([COUNT], OTHERS[:1], checkpoint="two")
     rig.fitted(method)
@@ -420,7 +426,7 @@ def test_a_fit_follows_its_rows(rig: FitRig, rules: Rules, method: str) -> None:
 
 def assert_no_weights_of_the_dead(rig: FitRig, record: Any, keys: list[int]) -> None:
     for part in record.covered:
-        path = rig.collection.directory / "fits" / part.stored.directory / "row_factors/c/0"
+        path = rig.collection.directory / "fits" / part.stored.directory / "arrays/row_factors/c/0"
         if not path.exists():
             continue
         with rig.collection.reading() as view:
@@ -506,7 +512,7 @@ def test_a_fit_whose_rows_are_moved_begins_again(rig: FitRig, disk: StepDisk, mo
 def test_a_damaged_fit_is_dropped_by_erasure(rig: FitRig) -> None:
     fit_id = rig.fitted("trackstar")
     (part, _) = rig.fit_record(fit_id).covered
-    damage(rig.collection.directory / "fits" / part.stored.directory / "row_factors/c/0", "middle")
+    damage(rig.collection.directory / "fits" / part.stored.directory / "arrays/row_factors/c/0", "middle")
     rig.delete(range(50))
     assert rig.compact(ERASE)["fits_dropped"] == [fit_id]
     assert rig.fits() == []

@@ -50,6 +50,10 @@ class Column:
 
     def at(self, row_ids: RowIds) -> Float64:
         """The values of rows, NaN for one that it does not know."""
+        if not len(self.row_ids) and row_ids.max(initial=0) < len(
+            self.base
+        ):  # as in most scans
+            return self.base[row_ids]
         found = np.full(len(row_ids), np.nan)
         inside = row_ids < len(self.base)
         found[inside] = self.base[row_ids[inside]]

@@ -53,7 +53,8 @@ class FitUse:
         seen = [cast("PositionedCheckpoint", checkpoint) for checkpoint in checkpoints]
         weight = self.parts[seen[0].name].fit.plan.method.weight
         if weight == "trak_q":
-            q = mean_at([self._q(view, checkpoint, omits_damaged) for checkpoint in seen])
+            columns = [self._q(view, checkpoint, omits_damaged) for checkpoint in seen]
+            q = mean_at(columns) if len(columns) > 1 else None  # one stands beside the rows as it is
             return [self.parts[checkpoint.name].fit.scorer(q) for checkpoint in seen]
         if weight == PER_ROW:
             columns = [self._factors(view, checkpoint, omits_damaged) for checkpoint in seen]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from covector.attribution.checkpoint_fit import CheckpointFit
@@ -16,7 +14,7 @@ from covector.attribution.scoring import Float64
 from covector.errors import Corrupt
 from covector_server.fit.spec import can_fold
 from covector_server.storage.drafts import MappedFiles
-from covector_server.storage.fit_files import REMEDY, Arrays, arrays_of
+from covector_server.storage.fit_files import REMEDY, Arrays, array_directory, arrays_of
 
 MAP, JOB = "map/", "job/"  # before the names of arrays: of A, and of the sums that more rows can be added to
 ROW_FACTORS = "row_factors"
@@ -49,7 +47,7 @@ def job_arrays(job: FitJob) -> dict[str, npt.NDArray[Any]]:
 
 def is_served(path: str) -> bool:
     """Whether a file of a part is needed to answer queries."""
-    return not path.startswith(JOB.replace("/", "."))
+    return not path.startswith(array_directory(JOB))
 
 
 def open_part(files: MappedFiles) -> StoredPart:
@@ -63,19 +61,15 @@ def open_part(files: MappedFiles) -> StoredPart:
 
 
 def open_job(files: MappedFiles) -> FitJob:
-    """The job whose state is in files, of a part or of a fit on its way. Raises Corrupt."""
+    """The job whose state is in files, of a part or of a fit on its way. It copies the sums, which go on, and no more.
+    Raises Corrupt."""
     facts = files.parameters
     try:
         plan = plan_of(facts["plan"] if "plan" in facts else facts["fit"]["plan"])
-        return FitJob.restore(plan, _writable(_below(JOB, arrays_of(files))))
+        return FitJob.restore(plan, _below(JOB, arrays_of(files)))
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"{files.directory} holds no state of a fit ({error!r}); {REMEDY}") from error
 
 
 def _below(prefix: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _writable(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Mapped files cannot be written to; sums go on."""
-    return {name: np.array(array) for name, array in arrays.items()}

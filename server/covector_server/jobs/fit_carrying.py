@@ -30,6 +30,7 @@ from covector_server.storage.collection import StoredCollection
 from covector_server.storage.drafts import Draft
 from covector_server.storage.fit_files import (
     FITS,
+    array_directory,
     arrays_of,
     fit_draft,
     listed_fits,
@@ -184,4 +185,4 @@ def _is_of(part: FitPart, checkpoint: StoredCheckpoint) -> bool:
 
 
 def _has_weights(part: FitPart) -> bool:
-    return f"{ROW_FACTORS}/zarr.json" in part.stored.files
+    return f"{array_directory(ROW_FACTORS)}/zarr.json" in part.stored.files

@@ -1,9 +1,9 @@
 """The files of fits: directories below ``fits/`` of a collection, made as ``storage.drafts`` says, which the catalog's
 table of that name lists.
 
-A fit has a directory for each of its checkpoints, and one on its way has a directory of where it stands. Each is a Zarr
-group of arrays of one chunk, uncompressed: the chunk's file holds the numbers as they are, so any Zarr reader opens it
-and the server maps it.
+A fit has a directory for each of its checkpoints, and one on its way has a directory of where it stands. Each holds a
+manifest and ``arrays``, a Zarr group of arrays of one chunk, uncompressed: the chunk's file holds the numbers as they
+are, so any Zarr reader opens it and the server maps it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from covector_server.storage.drafts import Check, Draft, Listed, MappedFiles, Mo
 FITS = "fits"
 REMEDY = "drop the fit, and fit again"
 KIND = "fit"
-_GROUP = "zarr.json"
+ARRAYS = "arrays"  # the Zarr group, beside the manifest
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -143,11 +143,11 @@ def _listing(collection_id: int, catalog: Catalog) -> Listed:
 
 def write_fit_files(draft: Draft, facts: Mapping[str, Any], arrays: Arrays, check: Check) -> FilesRecord:
     """Writes arrays and facts (JSON values), durably. ``check`` is called between pieces."""
-    with draft.file(_GROUP) as file:
+    with draft.file(f"{ARRAYS}/zarr.json") as file:
         file.append(_json({"zarr_format": 3, "node_type": "group", "attributes": {}}))
     for name, array in arrays.items():
         plain = np.ascontiguousarray(array)
-        directory = name.replace("/", ".")
+        directory = array_directory(name)
         with draft.file(f"{directory}/zarr.json") as file:
             file.append(_json(_array_document(plain)))
         with draft.file(_chunk(directory, plain.ndim)) as file:
@@ -174,16 +174,23 @@ def arrays_of(files: MappedFiles) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a directory, mapped, by name. Raises Corrupt where the metadata is not what was written."""
     found = {}
     for path, mapped in files.maps.items():
-        directory, _, rest = path.partition("/")
-        if rest == "zarr.json":
+        directory, _, rest = path.rpartition("/")
+        if rest == "zarr.json" and directory != ARRAYS:
             document = json.loads(bytes(mapped))
             shape: Sequence[int] = document["shape"]
             data = files.maps.get(_chunk(directory, len(shape)), memoryview(b""))
             dtype = np.dtype(document["data_type"])
             if len(data) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
                 raise Corrupt(f"{files.directory / directory} has another size than its zarr.json says; {REMEDY}")
-            found[directory.replace(".", "/")] = np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape)
+            found[directory.removeprefix(f"{ARRAYS}/").replace(".", "/")] = np.frombuffer(
+                data, dtype=dtype.newbyteorder("<")
+            ).reshape(shape)
     return found
+
+
+def array_directory(name: str) -> str:
+    """Where the array of this name lies; also the beginning of where those lie whose names begin so."""
+    return f"{ARRAYS}/{name.replace('/', '.')}"
 
 
 def _chunk(directory: str, dimension_count: int) -> str:
