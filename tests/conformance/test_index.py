@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,18 @@ def test_the_best_comes_first(made: Made, case: Case, checkpoint: ArrayCheckpoin
         top, bottom = scores[place][found.top[place]], scores[place][found.bottom[place]]
         assert top[:100].mean() > top[100:].mean()
         assert bottom[:100].mean() < bottom[100:].mean()
+
+
+def test_any_thread_may_ask(made: Made, case: Case, checkpoint: ArrayCheckpoint) -> None:
+    index = made.open()
+    rows = CheckpointRows(checkpoint, scorer_named(case.scorer), DIM)  # type: ignore[arg-type]
+    searches = [Search(queries()[place : place + 1], 50, rows, no_check) for place in range(11)]
+    alone = [index.candidates(search) for search in searches]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(index.candidates, searches * 8))
+    for one, other in zip(alone * 8, together, strict=True):
+        np.testing.assert_array_equal(one.top[0], other.top[0])
+        np.testing.assert_array_equal(one.bottom[0], other.bottom[0])
 
 
 def test_what_is_measured(made: Made, case: Case) -> None:
