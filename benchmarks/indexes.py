@@ -6,7 +6,7 @@
 Without files the rows are made: deviations along fixed directions fall as a power, norms spread over two decades.
 Queries are rows of the same kind that are not stored. All runs in one process on one thread, without a wire. The time
 of a query is given beside an exact scan by this version, and beside the time in which one thread reads the bytes of the
-rows from memory, which no exact scan on one thread can beat.
+rows from memory, which no exact scan on one thread can beat. index_peer.py has the same of faiss's HNSW.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ def main() -> None:
     if os.environ.get("OMP_NUM_THREADS") != "1":
         sys.exit("set OMP_NUM_THREADS=1: these are figures of one thread")
     pieces, queries = rows_and_queries(given)
+    if given.save is not None:
+        np.save(given.save / "rows.npy", np.concatenate(list(pieces)))
+        np.save(given.save / "queries.npy", queries)
+        return
     with tempfile.TemporaryDirectory(dir=given.tmp) as directory:
         store = Store(Path(directory) / "store")
         fill(store, pieces, queries.shape[1])
@@ -67,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scorer", nargs="+", default=["dot", "cosine"])
     parser.add_argument("--recall", type=float)
     parser.add_argument("--rank", type=int)
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write made rows there, for index_peer.py, and stop")
     parser.add_argument("--tmp", type=Path, help="where the store is made")
     return parser.parse_args()
 
