@@ -7,9 +7,11 @@ import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+from covector import fitting
 from covector import queries as asking
 from covector.connection import Connection
 from covector.errors import InvalidInput
+from covector.fitting import FitOperation
 from covector.inputs import Keys, Origin, given_rows
 from covector.messages import checkpoint_from_message, filter_json, index_from_message
 from covector.operation import Operation
@@ -17,8 +19,8 @@ from covector.queries import Asking, Checkpoints, Damaged, Missing, Queries, Red
 from covector.results import Scores, read_result
 from covector.row_stream import OnConflict, RowStream, StreamOptions
 from covector.rows import checked_checkpoint, delete_rows, get_rows, missing_keys
-from covector.types import CheckpointInfo, IndexInfo, Key, Metadata, QueryResult, Row, Space
-from covector.v1 import collections_pb2, indexes_pb2, query_pb2, rows_pb2
+from covector.types import CheckpointInfo, FitInfo, IndexInfo, Key, Metadata, QueryResult, Row, Space
+from covector.v1 import collections_pb2, fits_pb2, indexes_pb2, query_pb2, rows_pb2
 from covector.writer import Writer
 
 
@@ -116,7 +118,7 @@ class Collection:
         k: int = 10,
         *,
         keys: Keys | None = None,
-        scorer: str = "dot",
+        scorer: str | FitInfo = "dot",
         checkpoints: Checkpoints = None,
         where: Mapping[str, Any] | None = None,
         exact: bool = False,
@@ -159,7 +161,7 @@ class Collection:
         queries: Queries | None = None,
         *,
         keys: Keys | None = None,
-        scorer: str = "dot",
+        scorer: str | FitInfo = "dot",
         checkpoints: Checkpoints = None,
         where: Mapping[str, Any] | None = None,
         groups: Sequence[Hashable] | None = None,
@@ -180,7 +182,7 @@ class Collection:
     def self_influence(
         self,
         *,
-        scorer: str = "dot",
+        scorer: str | FitInfo = "dot",
         checkpoints: Checkpoints = None,
         where: Mapping[str, Any] | None = None,
         missing: Missing = "omit",
@@ -259,6 +261,38 @@ class Collection:
         """Drops an index; rows are not touched. Raises NotFound."""
         request = indexes_pb2.DropIndexRequest(collection=self._name, id=id)
         self._connection.call(self._connection.indexes.DropIndex, request)
+
+    def fit(
+        self,
+        method: str,
+        *,
+        checkpoints: Checkpoints = None,
+        damping: float | None = None,
+        rank: int | None = None,
+        task_gradients: Queries | None = None,
+        **options: Any,
+    ) -> FitOperation:
+        """Starts to learn what a scorer needs from the stored rows; ``wait`` returns the fit. The same again goes on
+        where it was cut off, or follows the rows that came since.
+
+        method: ``trak``, ``influence``, ``datainf``, ``trackstar`` or ``less``. checkpoints: None for all. damping: in
+        the method's unit, for most the mean nonzero eigenvalue; 0 for none, None for the method's default. rank: of a
+        low-rank fit, None for a dense one as far as dim and memory allow. task_gradients: the query task's, for
+        trackstar; for several checkpoints a dict. options: ``by_layer``, ``unit_rows``, ``range_passes``,
+        ``task_share``, as ``covector.attribution.fit`` takes them.
+        """
+        chosen = fitting.options_of(damping=damping, rank=rank, **options)
+        spec = fitting.fit_spec(self._name, method, checkpoints, chosen)
+        return fitting.start_fit(self._connection, self._name, self._space, spec, task_gradients)
+
+    def fits(self) -> list[FitInfo]:
+        """Its fits, oldest first, those on their way included."""
+        return fitting.list_fits(self._connection, self._name)
+
+    def drop_fit(self, id: str) -> None:  # noqa: A002 - what everybody calls it
+        """Drops a fit; rows are not touched. Raises NotFound."""
+        request = fits_pb2.DropFitRequest(collection=self._name, id=id)
+        self._connection.call(self._connection.fits.DropFit, request)
 
     def publish(self) -> Operation:
         """Starts to make every stored row, the partial last shard included, readable by Zarr tools."""

@@ -23,6 +23,7 @@ from covector.errors import InvalidInput, Unavailable, raise_from_rpc
 from covector.v1 import (
     admin_pb2_grpc,
     collections_pb2_grpc,
+    fits_pb2_grpc,
     indexes_pb2_grpc,
     ingest_pb2,
     operations_pb2_grpc,
@@ -86,6 +87,7 @@ class Connection:
         self.query: Any = query_pb2_grpc.QueryServiceStub(self._channel)
         self.admin: Any = admin_pb2_grpc.AdminServiceStub(self._channel)
         self.indexes: Any = indexes_pb2_grpc.IndexesServiceStub(self._channel)
+        self.fits: Any = fits_pb2_grpc.FitsServiceStub(self._channel)
         self.operations: Any = operations_pb2_grpc.OperationsServiceStub(self._channel)
         self._ingest: Any = self._channel.stream_stream(
             "/covector.v1.IngestService/Ingest",

@@ -11,6 +11,7 @@ from covector.types import (
     CheckpointInfo,
     Correction,
     Damage,
+    FitInfo,
     Function,
     GradientKind,
     IndexInfo,
@@ -19,7 +20,7 @@ from covector.types import (
     StoreStatus,
     TokenReduction,
 )
-from covector.v1 import admin_pb2, collections_pb2, indexes_pb2, query_pb2, types_pb2
+from covector.v1 import admin_pb2, collections_pb2, fits_pb2, indexes_pb2, query_pb2, types_pb2
 
 _FUNCTIONS: tuple[Function | None, ...] = (None, *get_args(Function))
 _REDUCTIONS: tuple[TokenReduction | None, ...] = (None, *get_args(TokenReduction))
@@ -92,6 +93,26 @@ def index_from_message(message: indexes_pb2.Index) -> IndexInfo:
         oversampling=message.oversampling,
         size_bytes=message.size_bytes,
         built_at_s=message.built_at_s,
+        parameters=json.loads(message.parameters_json or "{}"),
+    )
+
+
+def fit_from_message(message: fits_pb2.Fit) -> FitInfo:
+    """The fit in a message."""
+    return FitInfo(
+        id=message.id,
+        method=message.method,
+        checkpoints=tuple(message.checkpoints),
+        finished=message.finished,
+        damping=message.damping,
+        damping_unit=message.damping_unit,
+        rank=message.rank or None,
+        notes=tuple(message.notes),
+        row_count=message.row_count,
+        fresh_row_count=message.fresh_row_count,
+        lost_row_count=message.lost_row_count,
+        size_bytes=message.size_bytes,
+        made_at_s=message.made_at_s,
         parameters=json.loads(message.parameters_json or "{}"),
     )
 

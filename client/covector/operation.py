@@ -47,6 +47,11 @@ class Operation:
             self._message = self._connection.call(self._connection.operations.GetOperation, request).operation
         return self._last_status()
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was known of it before it began, such as the memory that a fit takes."""
+        return json.loads(self._message.metadata_json or "{}") or {}
+
     def wait(self, progress: bool = False, *, timeout_s: float | None = None) -> dict[str, Any]:
         """Waits until it has ended, and returns its result. ``progress`` shows a bar on stderr.
 

@@ -14,7 +14,7 @@ from covector.blocks import Column, column_to_message, key_column
 from covector.errors import InvalidInput
 from covector.inputs import GradientRows, Keys, Origin, origin_of, plain_keys, query_array
 from covector.messages import filter_json, kind_to_message, space_to_message
-from covector.types import GradientKind, Gradients, Space
+from covector.types import FitInfo, GradientKind, Gradients, Space
 from covector.v1 import query_pb2, types_pb2
 
 Queries = GradientRows | Mapping[str, GradientRows]
@@ -66,7 +66,7 @@ class Asking:
 class Rules:
     """How queries become scores, and which rows are asked about; checked when made."""
 
-    scorer: str = "dot"
+    scorer: str | FitInfo = "dot"
     where: Mapping[str, Any] | None = None
     exact: bool = False
     groups: Sequence[Hashable] | None = None
@@ -75,8 +75,10 @@ class Rules:
     damaged: Damaged = "error"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scorer, str):
-            raise InvalidInput(f"scorer is the name of a scorer, such as 'dot', not {self.scorer!r}", field="scorer")
+        if not isinstance(self.scorer, str | FitInfo):
+            raise InvalidInput(
+                f"scorer is the name of a scorer, such as 'dot', or a fit, not {self.scorer!r}", field="scorer"
+            )
         if self.reduce not in _REDUCE:
             words = ", ".join(map(repr, get_args(Reduce)))
             raise InvalidInput(f"reduce is None or one of {words}, not {self.reduce!r}", field="reduce")
@@ -86,6 +88,11 @@ class Rules:
         if self.damaged not in _DAMAGED:
             words = ", ".join(map(repr, get_args(Damaged)))
             raise InvalidInput(f"damaged is one of {words}, not {self.damaged!r}", field="damaged")
+
+    @property
+    def scorer_name(self) -> str:
+        """The scorer as it is sent: its name, or the id of a fit."""
+        return self.scorer.id if isinstance(self.scorer, FitInfo) else self.scorer
 
     def group_numbers(self, query_count: int) -> list[int]:
         """The group of each query, numbered in order of first appearance; empty if there are no groups."""
@@ -107,7 +114,7 @@ class Rules:
 def asking(queries: Queries, checkpoints: Checkpoints, space: Space, collection: str) -> Asking:
     """Brings queries into one form. Raises InvalidInput for vectors that are not finite, of another dim or space, or
     not as many at each checkpoint."""
-    names = None if checkpoints is None else _names(checkpoints)
+    names = None if checkpoints is None else checkpoint_names(checkpoints)
     if isinstance(queries, Mapping):
         return _asking_each(queries, names, space, collection)
     if names is not None and len(names) > 1:
@@ -122,12 +129,12 @@ def asking_stored(keys: Keys, checkpoints: Checkpoints) -> Asking:
     column = key_column(plain_keys(keys))
     if not len(column):
         raise InvalidInput("no keys are given; name at least one stored row", field="keys")
-    return Asking(() if checkpoints is None else tuple(_names(checkpoints)), stored=column)
+    return Asking(() if checkpoints is None else tuple(checkpoint_names(checkpoints)), stored=column)
 
 
 def self_spec(collection: str, checkpoints: Checkpoints, rules: Rules) -> query_pb2.QuerySpec:
     """The message that asks what every row scores for itself."""
-    names = () if checkpoints is None else tuple(_names(checkpoints))
+    names = () if checkpoints is None else tuple(checkpoint_names(checkpoints))
     message = spec(collection, Asking(names, (np.empty((0, 0), dtype=np.float32),)), rules)
     message.self_influence = True
     return message
@@ -150,7 +157,7 @@ def spec(collection: str, asked: Asking, rules: Rules) -> query_pb2.QuerySpec:
         ],
         query_count=asked.query_count if asked.stored is None else 0,
         stored_keys=None if asked.stored is None else types_pb2.KeyColumn(values=column_to_message(asked.stored)),
-        scorer=rules.scorer,
+        scorer=rules.scorer_name,
         where_json=filter_json(rules.where),
         groups=rules.group_numbers(asked.query_count),
         reduce=_REDUCE[rules.reduce],
@@ -184,7 +191,7 @@ def checked_k(k: int) -> int:
 
 
 def _asking_each(queries: Mapping[str, GradientRows], names: list[str] | None, space: Space, collection: str) -> Asking:
-    given = _names(list(queries))
+    given = checkpoint_names(list(queries))
     if names is not None and set(names) != set(given):
         raise InvalidInput(f"checkpoints names {names}, the queries are for {given}; leave checkpoints out")
     order = names or given
@@ -195,7 +202,8 @@ def _asking_each(queries: Mapping[str, GradientRows], names: list[str] | None, s
     return Asking(tuple(order), vectors, tuple(origin_of(queries[name], space, collection) for name in order))
 
 
-def _names(checkpoints: str | Sequence[str]) -> list[str]:
+def checkpoint_names(checkpoints: str | Sequence[str]) -> list[str]:
+    """The names as a list. Raises InvalidInput for none, for one twice, and for what is no name."""
     names = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     if not names:
         raise InvalidInput("no checkpoint is named; leave checkpoints out to ask the collection's only one")

@@ -80,6 +80,8 @@ def read_result(responses: Iterator[query_pb2.QueryResponse]) -> QueryResult:
         scorer=summary.scorer,
         index=summary.index or None,
         fit=summary.fit or None,
+        damping=summary.damping if summary.fit else None,
+        damping_unit=summary.damping_unit,
         damages=tuple(map(damage_from_message, summary.damages)),
         reason=summary.reason,
     )

@@ -234,6 +234,7 @@ class QueryResult:
     """The results of a query, one for each query (or group), and how they were found.
 
     ``index``: the id of the index used, None for exact search; ``reason``: why that way, for people.
+    ``fit``: the id of the fit used, None without one, and its ``damping`` in units of ``damping_unit``.
     ``damages``: what was left out under ``damaged="omit"``; with any, the answer is of the rows that are left.
     """
 
@@ -245,6 +246,8 @@ class QueryResult:
     fit: str | None = None
     damages: tuple[Damage, ...] = ()
     reason: str = ""
+    damping: float | None = None
+    damping_unit: str = ""
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -292,6 +295,31 @@ class IndexInfo:
     oversampling: int
     size_bytes: int
     built_at_s: float
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FitInfo:
+    """What a scorer learnt of stored rows; ``scorer=`` of a query takes it, or its ``id``.
+
+    ``damping`` is in units of ``damping_unit``; ``rank`` is None for a dense fit; ``notes``: what to know of the
+    choices made. ``fresh_row_count``: live rows that it has not learnt from, which queries score all the same;
+    ``lost_row_count``: rows that it learnt from and that were deleted or replaced since. One that is not ``finished``
+    was cut off or is being learnt: the same ``fit`` again goes on with it."""
+
+    id: str
+    method: str
+    checkpoints: tuple[str, ...]
+    finished: bool
+    damping: float
+    damping_unit: str
+    rank: int | None
+    notes: tuple[str, ...]
+    row_count: int
+    fresh_row_count: int
+    lost_row_count: int
+    size_bytes: int
+    made_at_s: float
     parameters: dict[str, Any]
 
 

@@ -7,6 +7,7 @@ import logging
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,6 +19,8 @@ from covector.v1 import (
     admin_pb2_grpc,
     collections_pb2,
     collections_pb2_grpc,
+    fits_pb2,
+    fits_pb2_grpc,
     indexes_pb2,
     indexes_pb2_grpc,
     ingest_pb2,
@@ -29,12 +32,14 @@ from covector.v1 import (
     rows_pb2_grpc,
 )
 from covector_server.config import Config
+from covector_server.fit.cache import FitCache
 from covector_server.index.cache import IndexCache
 from covector_server.ingest.committer import Committer
 from covector_server.ingest.deleting import delete_rows
 from covector_server.jobs.compact import Compactor
 from covector_server.jobs.compaction import Rules
 from covector_server.jobs.erase_postings import postings_eraser
+from covector_server.jobs.fitting import Fitter
 from covector_server.jobs.indexing import Indexer
 from covector_server.jobs.maintenance import Maintenance
 from covector_server.jobs.operations import Operations
@@ -45,6 +50,7 @@ from covector_server.query.workers import Workers
 from covector_server.rpc.admin import AdminParts, AdminServicer
 from covector_server.rpc.authentication import ApiKeyInterceptor
 from covector_server.rpc.collections import CollectionsServicer
+from covector_server.rpc.fits import FitsServicer
 from covector_server.rpc.indexes import IndexesServicer
 from covector_server.rpc.ingest import IngestServicer
 from covector_server.rpc.operations import OperationsServicer
@@ -67,6 +73,7 @@ SERVICES = tuple(
         (query_pb2, "QueryService"),
         (rows_pb2, "RowsService"),
         (indexes_pb2, "IndexesService"),
+        (fits_pb2, "FitsService"),
         (operations_pb2, "OperationsService"),
         (admin_pb2, "AdminService"),
     )
@@ -106,6 +113,15 @@ class Server:
         self._indexer = Indexer(
             self._store, self._committer, self._operations, config.limits, forget=self._indexes.forget
         )
+        self._fits = FitCache(config.limits.fit_cache_bytes)
+        self._fitter = Fitter(
+            self._store,
+            self._committer,
+            self._operations,
+            config.limits,
+            config.fit_memory_bytes,
+            forget=self._fits.forget,
+        )
         self._compactor = Compactor(
             self._store,
             self._committer,
@@ -113,7 +129,7 @@ class Server:
             Rules(config.compact_share, config.limits.compact_readers_wait_s),
             erasers=[postings_eraser(self._store, lambda work: self._committer.call(work).result())],
             dead_bytes_min=config.limits.compact_dead_bytes_min,
-            forget_index=self._indexes.forget,
+            forget=self._forget,
         )
         self._queries = ThreadPoolExecutor(config.query_threads, thread_name_prefix="query")
         self._scanning = Workers(config.scan_threads)
@@ -130,7 +146,7 @@ class Server:
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {listen}: {error}; is the port taken?") from error
         indexer = PostingsIndexer(self._store, self._committer, self._config.limits)
-        steps = [self._compactor.step, indexer.step, self._indexer.step]
+        steps = [self._compactor.step, indexer.step, self._indexer.step, self._fitter.step]
         self._maintenance.start(self._committer, steps, self._scrubber.step)
         await self._grpc.start()
         for service in ("", *SERVICES):
@@ -156,6 +172,11 @@ class Server:
         self._scanning.close()
         self._ingest.shutdown(wait=True, cancel_futures=True)
         self._store.close()
+
+    def _forget(self, directory: Path) -> None:
+        """Lets go of what is open of an index or a fit that goes."""
+        self._indexes.forget(directory)
+        self._fits.forget(directory)
 
     def _make_grpc_server(self) -> grpc.aio.Server:
         limits, api_key = self._config.limits, self._config.api_key
@@ -184,10 +205,11 @@ class Server:
         )
         server.add_generic_rpc_handlers((self._writers.handlers(),))
         query_pb2_grpc.add_QueryServiceServicer_to_server(
-            QueryServicer(open_view, self._queries, limits, self._scanning, self._indexes), server
+            QueryServicer(open_view, self._queries, limits, self._scanning, self._indexes, self._fits), server
         )
         rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits, delete), server)
         indexes_pb2_grpc.add_IndexesServiceServicer_to_server(IndexesServicer(self._indexer, limits), server)
+        fits_pb2_grpc.add_FitsServiceServicer_to_server(FitsServicer(self._fitter, open_view, limits), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(
             OperationsServicer(self._operations, limits), server
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from covector.errors import InvalidInput
-from covector_server.limits import Limits
+from covector_server.limits import Limits, memory_half_bytes
 from covector_server.storage.store import Sizes
 
 
@@ -31,6 +31,7 @@ class Config:
     disk_low_water_bytes: int = 256 << 20  # kept free on the disk; 0 for none
     compact_share: float = 0.2  # of dead rows from which a checkpoint is compacted by itself; 0: never
     stop_grace_s: float = 10.0
+    fit_memory_bytes: int = field(default_factory=memory_half_bytes)  # of one fit
     verbose: bool = False
 
 
@@ -57,6 +58,7 @@ def parse(arguments: list[str] | None = None) -> Config:
         scan_threads=_positive("--scan-threads", given.scan_threads),
         disk_low_water_bytes=_not_negative("--disk-low-water-mib", given.disk_low_water_mib) << 20,
         compact_share=given.compact_share,
+        fit_memory_bytes=_positive_mib("--fit-memory-mib", given.fit_memory_mib) or memory_half_bytes(),
         verbose=given.verbose,
     )
 
@@ -71,6 +73,13 @@ def _positive(option: str, value: int) -> int:
     if value < 1:
         raise InvalidInput(f"{option} {value}: give 1 or more")
     return value
+
+
+def _positive_mib(option: str, value: int | None) -> int:
+    """In bytes; 0 if nothing was given."""
+    if value is not None and value < 1:
+        raise InvalidInput(f"{option} {value}: give 1 or more")
+    return (value or 0) << 20
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         default=0.2,
         metavar="SHARE",
         help="compact a checkpoint by itself once this share of its rows is dead, 0 for never (default 0.2)",
+    )
+    parser.add_argument(
+        "--fit-memory-mib", type=int, metavar="MIB", help="memory that a fit may take (default: half of the machine's)"
     )
     parser.add_argument("--verbose", action="store_true", help="log what the server does")
     return parser

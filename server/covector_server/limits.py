@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from covector.errors import LimitExceeded
@@ -40,6 +41,10 @@ class Limits:
     postings_cache_bytes: int = 128 << 20
     indexes: int = 64  # of a collection
     index_cache_bytes: int = 4 << 30  # that open indexes keep, mapped or not
+    fits: int = 64  # of a collection, those on their way included
+    fit_bytes: int = 1 << 30  # of a query task's gradients
+    fit_cache_bytes: int = 8 << 30  # that loaded fits keep, mapped or not
+    fit_save_s: float = 60.0  # of learning that a kill may cost, about
     page_size: int = 1_000
     wait_s: float = 60.0
     part_wait_s: float = 30.0
@@ -56,3 +61,8 @@ class Limits:
         limit = getattr(self, name)
         if value > limit:
             raise LimitExceeded(f"{what}: {value} exceeds the limit {name}={limit}", limit=name, value=value)
+
+
+def memory_half_bytes() -> int:
+    """Half of the machine's memory: what a fit may take if nothing else is said."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

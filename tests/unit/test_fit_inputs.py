@@ -231,5 +231,6 @@ def test_damping_is_chosen_by_a_held_out_score() -> None:
     assert chosen.damping_unit == "mean nonzero eigenvalue"
     assert [damping for damping, _ in chosen.damping_scores] == tried
     np.testing.assert_allclose(chosen.scores(QUERIES, ROWS), fit("influence", ROWS, damping=0.1).scores(QUERIES, ROWS))
+    assert fit("influence", ROWS, damping=[1.0, 0.1], held_out=lambda _: 0.5).damping == 1.0
     with pytest.raises(InvalidInput, match=r"held_out gave nan at damping 1\.0"):
         fit("influence", ROWS, damping=[1.0, 0.1], held_out=lambda _: float("nan"))

@@ -209,16 +209,18 @@ def test_passes_must_see_the_same_rows() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 100}, {"by_layer": True}, {"damping": 0.001}])
-@pytest.mark.parametrize("method", ["influence", "datainf"])
+@pytest.mark.parametrize("method", ["influence", "datainf", "trackstar"])
 def test_memory_stays_below_what_the_plan_says(method: str, options: dict[str, Any]) -> None:
+    """TrackStar with gradients of its task, which have sums of their own."""
     dim, count = 1500, 400
     blocks = (Block("a", 0, 900, 900), Block("b", 900, 1500, 600))
-    plan = plan_fit(method, Space(dim=dim, blocks=blocks), count, **options)
+    task_row_count = 40 if method == "trackstar" else 0
+    plan = plan_fit(method, Space(dim=dim, blocks=blocks), count, task_row_count=task_row_count, **options)
     rows, scales = scale_rows(np.random.default_rng(0).standard_normal((count, dim)))
     block = ArrayBlock(rows, scales, np.full(count, np.nan))
     tracemalloc.start()
     try:
-        run(FitJob(plan), block, [100, 200])
+        run(FitJob(plan, part_of(block, 0, 40) if task_row_count else None), block, [100, 200])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -279,11 +281,29 @@ def test_the_batch_depends_on_dim_alone() -> None:
     assert batch_row_count(64) == 2048
 
 
+def test_accuracy_where_the_spectrum_is_steep() -> None:
+    """A largest eigenvalue of a hundred times the mean, queries along it and across it: A q to 1e-5 at any damping."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((256, 256)))[0]
+    rows, scales = scale_rows((rng.standard_normal((4000, 256)) * np.arange(1, 257) ** -1.0) @ turn)
+    wide = rows.astype(np.float64) * scales[:, None].astype(np.float64)
+    moments = wide.T @ wide / 4000
+    unit = np.trace(moments) / 256
+    assert np.linalg.eigvalsh(moments)[-1] > 100 * unit
+    queries = np.concatenate([wide[:3], turn[:3], turn[-3:], rng.standard_normal((3, 256))])
+    for damping in (10.0, 1.0, 0.3, 0.1, 1e-6):
+        job = FitJob(plan_fit("influence", Space(dim=256), 4000, damping=damping))
+        job.update(ArrayBlock(rows, scales, np.full(4000, np.nan)))
+        ours = job.finish().preconditioner.apply(queries)
+        exact = np.linalg.solve(moments + damping * unit * np.eye(256), queries.T).T
+        assert (np.linalg.norm(ours - exact, axis=1) <= 1e-5 * np.linalg.norm(exact, axis=1)).all()
+
+
 def test_many_dampings_of_one_job() -> None:
     block = stored_rows(100)
-    job = FitJob(plan_of("influence", 100, damping=[1.0, 0.1]))
+    job = FitJob(plan_of("influence", 100, damping=[1.0, 10.0]))
     job.update(block)
-    for damping in (1.0, 0.1):
+    for damping in (1.0, 10.0):
         single = FitJob(plan_of("influence", 100, damping=damping))
         single.update(block)
         np.testing.assert_array_equal(job.finish(damping).arrays()["unit"], single.finish().arrays()["unit"])

@@ -110,6 +110,13 @@ def test_trackstar_mixes_in_the_task(problem: Problem) -> None:
             assert_close(ours, judge.trackstar(problem.queries[1], problem.rows[1], task, share or 0.9))
 
 
+def test_rows_of_the_task_count_among_the_few(problem: Problem) -> None:
+    """30 rows and 20 of the task: 50 eigenvalues of 64 can be above zero."""
+    rows, task = problem.rows[1][:30], problem.queries[0]
+    ours = fit("trackstar", rows, task_gradients=task).scores(problem.queries[1], rows)
+    assert_close(ours, judge.trackstar(problem.queries[1], rows, task))
+
+
 def test_unit_rows_count_by_their_direction(problem: Problem) -> None:
     queries, rows = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (problem.queries[1], problem.rows[1]))
     assert_close(learn(problem, "influence", unit_rows=True), judge.influence(queries, rows))

@@ -21,7 +21,7 @@ Stage = Literal["squares", "range", "projected", "dense"]
 DENSE_DIM_MAX = 16_384  # 2 GiB of moments
 RANK_DEFAULT = 1024  # above it
 OVERSAMPLING = 32  # directions more than the rank, so that the last ones converge too
-EXACT_DAMPING = 0.01  # below it small eigenvalues count, and products are made in float64
+EXACT_DAMPING = 0.3  # below it small eigenvalues count, and products are made in float64
 TASK_SHARE = 0.9
 
 
@@ -56,8 +56,9 @@ class FitPlan:
 
     @property
     def element_bytes(self) -> int:
-        """Of the buffer and of the products: 8 where damping is so small that small eigenvalues count."""
-        return 8 if min(self.dampings) < EXACT_DAMPING else 4
+        """Of the buffer and of the products: 8 where damping is so small that small eigenvalues count (note 016)."""
+        inverts = self.method.curvature == "moments"
+        return 8 if inverts and min(self.dampings) < EXACT_DAMPING else 4
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ _COMMANDS = {
     "ingest": "store gradients from .npy, .npz, .safetensors or Zarr files",
     "query": "name the rows that pushed a behaviour up or down",
     "index": "build, list and drop approximate search structures",
+    "fit": "learn, list and drop what scorers such as trak need",
     "delete": "delete rows by key or by a filter",
     "collections": "list what a server holds",
     "status": "say how a store is: space, damage, what takes no rows",

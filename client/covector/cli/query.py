@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-k", type=int, default=10, metavar="N", help="rows at each end (default 10)")
     parser.add_argument("--offset", type=int, default=0, metavar="N", help="leave out the N best of each end")
     parser.add_argument("--group-by", metavar="FIELD", help="k rows of each value of a metadata field, and their sums")
-    parser.add_argument("--scorer", default="dot", help="dot, cosine, tracin, less (default dot)")
+    parser.add_argument(
+        "--scorer", default="dot", help="dot, cosine, tracin, less, a fitted method such as trak, or a fit's id"
+    )
     parser.add_argument("--where", metavar="JSON", help='a filter on metadata, such as \'{"year": {"gte": 2020}}\'')
     parser.add_argument("--exact", action="store_true", help="use no index")
     parser.add_argument(
@@ -97,6 +99,7 @@ def _print_result(result: QueryResult, given: argparse.Namespace) -> None:
     at = f" at {', '.join(given.checkpoint)}" if given.checkpoint else ""
     how = "exact" if result.exact else f"by index {result.index}"
     how += f" ({result.reason})" if result.reason else ""
+    how += f", fit {result.fit}, damping {result.damping:g}" if result.fit else ""
     print(f"{result.scorer}{at}: {matching:,} matching rows in {1e3 * seconds:.1f} ms, {how}")
     for damage in result.damages:
         print(f"left out as damaged: {said_damage(damage)}")

@@ -24,33 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ovector/v1/operations.proto\x12\x0b\x63ovector.v1\"\xce\x01\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\ncollection\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.covector.v1.OperationState\x12\x12\n\nsteps_done\x18\x05 \x01(\x04\x12\x13\n\x0bsteps_total\x18\x06 \x01(\x04\x12\x12\n\nerror_kind\x18\x07 \x01(\t\x12\x15\n\rerror_message\x18\x08 \x01(\t\x12\x13\n\x0bresult_json\x18\t \x01(\t\"!\n\x13GetOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"A\n\x14GetOperationResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation\">\n\x15ListOperationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x16ListOperationsResponse\x12*\n\noperations\x18\x01 \x03(\x0b\x32\x16.covector.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x16\x43\x61ncelOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x17\x43\x61ncelOperationResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation\"5\n\x14WaitOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"B\n\x15WaitOperationResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation*\xa8\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x01\x12\x1d\n\x19OPERATION_STATE_SUCCEEDED\x10\x02\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x04\x32\xf9\x02\n\x11OperationsService\x12S\n\x0cGetOperation\x12 .covector.v1.GetOperationRequest\x1a!.covector.v1.GetOperationResponse\x12Y\n\x0eListOperations\x12\".covector.v1.ListOperationsRequest\x1a#.covector.v1.ListOperationsResponse\x12\\\n\x0f\x43\x61ncelOperation\x12#.covector.v1.CancelOperationRequest\x1a$.covector.v1.CancelOperationResponse\x12V\n\rWaitOperation\x12!.covector.v1.WaitOperationRequest\x1a\".covector.v1.WaitOperationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63ovector/v1/operations.proto\x12\x0b\x63ovector.v1\"\xe5\x01\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\ncollection\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.covector.v1.OperationState\x12\x12\n\nsteps_done\x18\x05 \x01(\x04\x12\x13\n\x0bsteps_total\x18\x06 \x01(\x04\x12\x12\n\nerror_kind\x18\x07 \x01(\t\x12\x15\n\rerror_message\x18\x08 \x01(\t\x12\x13\n\x0bresult_json\x18\t \x01(\t\x12\x15\n\rmetadata_json\x18\n \x01(\t\"!\n\x13GetOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"A\n\x14GetOperationResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation\">\n\x15ListOperationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"]\n\x16ListOperationsResponse\x12*\n\noperations\x18\x01 \x03(\x0b\x32\x16.covector.v1.Operation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x16\x43\x61ncelOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x17\x43\x61ncelOperationResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation\"5\n\x14WaitOperationRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"B\n\x15WaitOperationResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation*\xa8\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x01\x12\x1d\n\x19OPERATION_STATE_SUCCEEDED\x10\x02\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x03\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x04\x32\xf9\x02\n\x11OperationsService\x12S\n\x0cGetOperation\x12 .covector.v1.GetOperationRequest\x1a!.covector.v1.GetOperationResponse\x12Y\n\x0eListOperations\x12\".covector.v1.ListOperationsRequest\x1a#.covector.v1.ListOperationsResponse\x12\\\n\x0f\x43\x61ncelOperation\x12#.covector.v1.CancelOperationRequest\x1a$.covector.v1.CancelOperationResponse\x12V\n\rWaitOperation\x12!.covector.v1.WaitOperationRequest\x1a\".covector.v1.WaitOperationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'covector.v1.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONSTATE']._serialized_start=747
-  _globals['_OPERATIONSTATE']._serialized_end=915
+  _globals['_OPERATIONSTATE']._serialized_start=770
+  _globals['_OPERATIONSTATE']._serialized_end=938
   _globals['_OPERATION']._serialized_start=46
-  _globals['_OPERATION']._serialized_end=252
-  _globals['_GETOPERATIONREQUEST']._serialized_start=254
-  _globals['_GETOPERATIONREQUEST']._serialized_end=287
-  _globals['_GETOPERATIONRESPONSE']._serialized_start=289
-  _globals['_GETOPERATIONRESPONSE']._serialized_end=354
-  _globals['_LISTOPERATIONSREQUEST']._serialized_start=356
-  _globals['_LISTOPERATIONSREQUEST']._serialized_end=418
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=420
-  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=513
-  _globals['_CANCELOPERATIONREQUEST']._serialized_start=515
-  _globals['_CANCELOPERATIONREQUEST']._serialized_end=551
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=553
-  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=621
-  _globals['_WAITOPERATIONREQUEST']._serialized_start=623
-  _globals['_WAITOPERATIONREQUEST']._serialized_end=676
-  _globals['_WAITOPERATIONRESPONSE']._serialized_start=678
-  _globals['_WAITOPERATIONRESPONSE']._serialized_end=744
-  _globals['_OPERATIONSSERVICE']._serialized_start=918
-  _globals['_OPERATIONSSERVICE']._serialized_end=1295
+  _globals['_OPERATION']._serialized_end=275
+  _globals['_GETOPERATIONREQUEST']._serialized_start=277
+  _globals['_GETOPERATIONREQUEST']._serialized_end=310
+  _globals['_GETOPERATIONRESPONSE']._serialized_start=312
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=377
+  _globals['_LISTOPERATIONSREQUEST']._serialized_start=379
+  _globals['_LISTOPERATIONSREQUEST']._serialized_end=441
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_start=443
+  _globals['_LISTOPERATIONSRESPONSE']._serialized_end=536
+  _globals['_CANCELOPERATIONREQUEST']._serialized_start=538
+  _globals['_CANCELOPERATIONREQUEST']._serialized_end=574
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_start=576
+  _globals['_CANCELOPERATIONRESPONSE']._serialized_end=644
+  _globals['_WAITOPERATIONREQUEST']._serialized_start=646
+  _globals['_WAITOPERATIONREQUEST']._serialized_end=699
+  _globals['_WAITOPERATIONRESPONSE']._serialized_start=701
+  _globals['_WAITOPERATIONRESPONSE']._serialized_end=767
+  _globals['_OPERATIONSSERVICE']._serialized_start=941
+  _globals['_OPERATIONSSERVICE']._serialized_end=1318
 # @@protoc_insertion_point(module_scope)

@@ -21,7 +21,7 @@ OPERATION_STATE_FAILED: OperationState
 OPERATION_STATE_CANCELLED: OperationState
 
 class Operation(_message.Message):
-    __slots__ = ("id", "kind", "collection", "state", "steps_done", "steps_total", "error_kind", "error_message", "result_json")
+    __slots__ = ("id", "kind", "collection", "state", "steps_done", "steps_total", "error_kind", "error_message", "result_json", "metadata_json")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class Operation(_message.Message):
     ERROR_KIND_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RESULT_JSON_FIELD_NUMBER: _ClassVar[int]
+    METADATA_JSON_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     collection: str
@@ -40,7 +41,8 @@ class Operation(_message.Message):
     error_kind: str
     error_message: str
     result_json: str
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., collection: _Optional[str] = ..., state: _Optional[_Union[OperationState, str]] = ..., steps_done: _Optional[int] = ..., steps_total: _Optional[int] = ..., error_kind: _Optional[str] = ..., error_message: _Optional[str] = ..., result_json: _Optional[str] = ...) -> None: ...
+    metadata_json: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., collection: _Optional[str] = ..., state: _Optional[_Union[OperationState, str]] = ..., steps_done: _Optional[int] = ..., steps_total: _Optional[int] = ..., error_kind: _Optional[str] = ..., error_message: _Optional[str] = ..., result_json: _Optional[str] = ..., metadata_json: _Optional[str] = ...) -> None: ...
 
 class GetOperationRequest(_message.Message):
     __slots__ = ("id",)

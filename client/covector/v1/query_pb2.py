@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from covector.v1 import types_pb2 as covector_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ovector/v1/query.proto\x12\x0b\x63ovector.v1\x1a\x17\x63ovector/v1/types.proto\"N\n\x06\x44\x61mage\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\trow_count\x18\x04 \x01(\x04\"7\n\x0f\x43heckpointQuery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\"\xb6\x03\n\tQuerySpec\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x31\n\x0b\x63heckpoints\x18\x02 \x03(\x0b\x32\x1c.covector.v1.CheckpointQuery\x12\x13\n\x0bquery_count\x18\x03 \x01(\r\x12\x0e\n\x06scorer\x18\x04 \x01(\t\x12\x12\n\nwhere_json\x18\x05 \x01(\t\x12\x0e\n\x06groups\x18\x06 \x03(\r\x12#\n\x06reduce\x18\x07 \x01(\x0e\x32\x13.covector.v1.Reduce\x12)\n\x07missing\x18\x08 \x01(\x0e\x32\x18.covector.v1.MissingRows\x12!\n\x05space\x18\t \x01(\x0b\x32\x12.covector.v1.Space\x12\'\n\x04kind\x18\n \x01(\x0b\x32\x19.covector.v1.GradientKind\x12\r\n\x05\x65xact\x18\x0b \x01(\x08\x12)\n\x07\x64\x61maged\x18\x0c \x01(\x0e\x32\x18.covector.v1.DamagedRows\x12+\n\x0bstored_keys\x18\r \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x16\n\x0eself_influence\x18\x0e \x01(\x08\"\x1a\n\nVectorPart\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"l\n\x0cQueryRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x15.covector.v1.TopKSpecH\x00\x12*\n\x07vectors\x18\x02 \x01(\x0b\x32\x17.covector.v1.VectorPartH\x00\x42\t\n\x07message\"q\n\x08TopKSpec\x12%\n\x05query\x18\x01 \x01(\x0b\x32\x16.covector.v1.QuerySpec\x12\t\n\x01k\x18\x02 \x01(\r\x12\x11\n\tkeys_only\x18\x03 \x01(\x08\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x10\n\x08group_by\x18\x05 \x01(\t\"I\n\x05Stage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07rows_in\x18\x02 \x01(\x04\x12\x10\n\x08rows_out\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"\xb9\x01\n\x0cQuerySummary\x12\r\n\x05\x65xact\x18\x01 \x01(\x08\x12\"\n\x06stages\x18\x02 \x03(\x0b\x32\x12.covector.v1.Stage\x12\r\n\x05index\x18\x03 \x01(\t\x12\x0b\n\x03\x66it\x18\x04 \x01(\t\x12\x14\n\x0cresult_count\x18\x05 \x01(\r\x12\x0e\n\x06scorer\x18\x06 \x01(\t\x12$\n\x07\x64\x61mages\x18\x07 \x03(\x0b\x32\x13.covector.v1.Damage\x12\x0e\n\x06reason\x18\x08 \x01(\t\"T\n\x03Hit\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\rmetadata_json\x18\x04 \x01(\tB\x07\n\x05_text\"m\n\nResultHits\x12\x14\n\x0cresult_index\x18\x01 \x01(\r\x12$\n\nproponents\x18\x02 \x03(\x0b\x32\x10.covector.v1.Hit\x12#\n\topponents\x18\x03 \x03(\x0b\x32\x10.covector.v1.Hit\"\xa6\x01\n\tGroupHits\x12\x14\n\x0cresult_index\x18\x01 \x01(\r\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x11\n\trow_count\x18\x03 \x01(\x04\x12\x11\n\tscore_sum\x18\x04 \x01(\x01\x12$\n\nproponents\x18\x05 \x03(\x0b\x32\x10.covector.v1.Hit\x12#\n\topponents\x18\x06 \x03(\x0b\x32\x10.covector.v1.Hit\"\x9a\x01\n\rQueryResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x19.covector.v1.QuerySummaryH\x00\x12\'\n\x04hits\x18\x02 \x01(\x0b\x32\x17.covector.v1.ResultHitsH\x00\x12\'\n\x05group\x18\x03 \x01(\x0b\x32\x16.covector.v1.GroupHitsH\x00\x42\t\n\x07message\"n\n\rScoresRequest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x16.covector.v1.QuerySpecH\x00\x12*\n\x07vectors\x18\x02 \x01(\x0b\x32\x17.covector.v1.VectorPartH\x00\x42\t\n\x07message\"\x82\x01\n\x0eScoresResponse\x12$\n\x04keys\x18\x01 \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x14\n\x0cresult_count\x18\x03 \x01(\r\x12$\n\x07\x64\x61mages\x18\x04 \x03(\x0b\x32\x13.covector.v1.Damage*A\n\x06Reduce\x12\x16\n\x12REDUCE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREDUCE_MEAN\x10\x01\x12\x0e\n\nREDUCE_MAX\x10\x02*Y\n\x0bMissingRows\x12\x1c\n\x18MISSING_ROWS_UNSPECIFIED\x10\x00\x12\x15\n\x11MISSING_ROWS_OMIT\x10\x01\x12\x15\n\x11MISSING_ROWS_ZERO\x10\x02*Y\n\x0b\x44\x61magedRows\x12\x1c\n\x18\x44\x41MAGED_ROWS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41MAGED_ROWS_FAIL\x10\x01\x12\x15\n\x11\x44\x41MAGED_ROWS_OMIT\x10\x02\x32\x99\x01\n\x0cQueryService\x12\x42\n\x05Query\x12\x19.covector.v1.QueryRequest\x1a\x1a.covector.v1.QueryResponse(\x01\x30\x01\x12\x45\n\x06Scores\x12\x1a.covector.v1.ScoresRequest\x1a\x1b.covector.v1.ScoresResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63ovector/v1/query.proto\x12\x0b\x63ovector.v1\x1a\x17\x63ovector/v1/types.proto\"N\n\x06\x44\x61mage\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\trow_count\x18\x04 \x01(\x04\"7\n\x0f\x43heckpointQuery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\"\xb6\x03\n\tQuerySpec\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x31\n\x0b\x63heckpoints\x18\x02 \x03(\x0b\x32\x1c.covector.v1.CheckpointQuery\x12\x13\n\x0bquery_count\x18\x03 \x01(\r\x12\x0e\n\x06scorer\x18\x04 \x01(\t\x12\x12\n\nwhere_json\x18\x05 \x01(\t\x12\x0e\n\x06groups\x18\x06 \x03(\r\x12#\n\x06reduce\x18\x07 \x01(\x0e\x32\x13.covector.v1.Reduce\x12)\n\x07missing\x18\x08 \x01(\x0e\x32\x18.covector.v1.MissingRows\x12!\n\x05space\x18\t \x01(\x0b\x32\x12.covector.v1.Space\x12\'\n\x04kind\x18\n \x01(\x0b\x32\x19.covector.v1.GradientKind\x12\r\n\x05\x65xact\x18\x0b \x01(\x08\x12)\n\x07\x64\x61maged\x18\x0c \x01(\x0e\x32\x18.covector.v1.DamagedRows\x12+\n\x0bstored_keys\x18\r \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x16\n\x0eself_influence\x18\x0e \x01(\x08\"\x1a\n\nVectorPart\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"l\n\x0cQueryRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x15.covector.v1.TopKSpecH\x00\x12*\n\x07vectors\x18\x02 \x01(\x0b\x32\x17.covector.v1.VectorPartH\x00\x42\t\n\x07message\"q\n\x08TopKSpec\x12%\n\x05query\x18\x01 \x01(\x0b\x32\x16.covector.v1.QuerySpec\x12\t\n\x01k\x18\x02 \x01(\r\x12\x11\n\tkeys_only\x18\x03 \x01(\x08\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x10\n\x08group_by\x18\x05 \x01(\t\"I\n\x05Stage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07rows_in\x18\x02 \x01(\x04\x12\x10\n\x08rows_out\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"\xe0\x01\n\x0cQuerySummary\x12\r\n\x05\x65xact\x18\x01 \x01(\x08\x12\"\n\x06stages\x18\x02 \x03(\x0b\x32\x12.covector.v1.Stage\x12\r\n\x05index\x18\x03 \x01(\t\x12\x0b\n\x03\x66it\x18\x04 \x01(\t\x12\x14\n\x0cresult_count\x18\x05 \x01(\r\x12\x0e\n\x06scorer\x18\x06 \x01(\t\x12$\n\x07\x64\x61mages\x18\x07 \x03(\x0b\x32\x13.covector.v1.Damage\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0f\n\x07\x64\x61mping\x18\t \x01(\x01\x12\x14\n\x0c\x64\x61mping_unit\x18\n \x01(\t\"T\n\x03Hit\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\rmetadata_json\x18\x04 \x01(\tB\x07\n\x05_text\"m\n\nResultHits\x12\x14\n\x0cresult_index\x18\x01 \x01(\r\x12$\n\nproponents\x18\x02 \x03(\x0b\x32\x10.covector.v1.Hit\x12#\n\topponents\x18\x03 \x03(\x0b\x32\x10.covector.v1.Hit\"\xa6\x01\n\tGroupHits\x12\x14\n\x0cresult_index\x18\x01 \x01(\r\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x11\n\trow_count\x18\x03 \x01(\x04\x12\x11\n\tscore_sum\x18\x04 \x01(\x01\x12$\n\nproponents\x18\x05 \x03(\x0b\x32\x10.covector.v1.Hit\x12#\n\topponents\x18\x06 \x03(\x0b\x32\x10.covector.v1.Hit\"\x9a\x01\n\rQueryResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x19.covector.v1.QuerySummaryH\x00\x12\'\n\x04hits\x18\x02 \x01(\x0b\x32\x17.covector.v1.ResultHitsH\x00\x12\'\n\x05group\x18\x03 \x01(\x0b\x32\x16.covector.v1.GroupHitsH\x00\x42\t\n\x07message\"n\n\rScoresRequest\x12&\n\x04spec\x18\x01 \x01(\x0b\x32\x16.covector.v1.QuerySpecH\x00\x12*\n\x07vectors\x18\x02 \x01(\x0b\x32\x17.covector.v1.VectorPartH\x00\x42\t\n\x07message\"\x8f\x01\n\x0eScoresResponse\x12$\n\x04keys\x18\x01 \x01(\x0b\x32\x16.covector.v1.KeyColumn\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\x14\n\x0cresult_count\x18\x03 \x01(\r\x12$\n\x07\x64\x61mages\x18\x04 \x03(\x0b\x32\x13.covector.v1.Damage\x12\x0b\n\x03\x66it\x18\x05 \x01(\t*A\n\x06Reduce\x12\x16\n\x12REDUCE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREDUCE_MEAN\x10\x01\x12\x0e\n\nREDUCE_MAX\x10\x02*Y\n\x0bMissingRows\x12\x1c\n\x18MISSING_ROWS_UNSPECIFIED\x10\x00\x12\x15\n\x11MISSING_ROWS_OMIT\x10\x01\x12\x15\n\x11MISSING_ROWS_ZERO\x10\x02*Y\n\x0b\x44\x61magedRows\x12\x1c\n\x18\x44\x41MAGED_ROWS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41MAGED_ROWS_FAIL\x10\x01\x12\x15\n\x11\x44\x41MAGED_ROWS_OMIT\x10\x02\x32\x99\x01\n\x0cQueryService\x12\x42\n\x05Query\x12\x19.covector.v1.QueryRequest\x1a\x1a.covector.v1.QueryResponse(\x01\x30\x01\x12\x45\n\x06Scores\x12\x1a.covector.v1.ScoresRequest\x1a\x1b.covector.v1.ScoresResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'covector.v1.query_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REDUCE']._serialized_start=1927
-  _globals['_REDUCE']._serialized_end=1992
-  _globals['_MISSINGROWS']._serialized_start=1994
-  _globals['_MISSINGROWS']._serialized_end=2083
-  _globals['_DAMAGEDROWS']._serialized_start=2085
-  _globals['_DAMAGEDROWS']._serialized_end=2174
+  _globals['_REDUCE']._serialized_start=1979
+  _globals['_REDUCE']._serialized_end=2044
+  _globals['_MISSINGROWS']._serialized_start=2046
+  _globals['_MISSINGROWS']._serialized_end=2135
+  _globals['_DAMAGEDROWS']._serialized_start=2137
+  _globals['_DAMAGEDROWS']._serialized_end=2226
   _globals['_DAMAGE']._serialized_start=65
   _globals['_DAMAGE']._serialized_end=143
   _globals['_CHECKPOINTQUERY']._serialized_start=145
@@ -53,19 +53,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STAGE']._serialized_start=896
   _globals['_STAGE']._serialized_end=969
   _globals['_QUERYSUMMARY']._serialized_start=972
-  _globals['_QUERYSUMMARY']._serialized_end=1157
-  _globals['_HIT']._serialized_start=1159
-  _globals['_HIT']._serialized_end=1243
-  _globals['_RESULTHITS']._serialized_start=1245
-  _globals['_RESULTHITS']._serialized_end=1354
-  _globals['_GROUPHITS']._serialized_start=1357
-  _globals['_GROUPHITS']._serialized_end=1523
-  _globals['_QUERYRESPONSE']._serialized_start=1526
-  _globals['_QUERYRESPONSE']._serialized_end=1680
-  _globals['_SCORESREQUEST']._serialized_start=1682
-  _globals['_SCORESREQUEST']._serialized_end=1792
-  _globals['_SCORESRESPONSE']._serialized_start=1795
-  _globals['_SCORESRESPONSE']._serialized_end=1925
-  _globals['_QUERYSERVICE']._serialized_start=2177
-  _globals['_QUERYSERVICE']._serialized_end=2330
+  _globals['_QUERYSUMMARY']._serialized_end=1196
+  _globals['_HIT']._serialized_start=1198
+  _globals['_HIT']._serialized_end=1282
+  _globals['_RESULTHITS']._serialized_start=1284
+  _globals['_RESULTHITS']._serialized_end=1393
+  _globals['_GROUPHITS']._serialized_start=1396
+  _globals['_GROUPHITS']._serialized_end=1562
+  _globals['_QUERYRESPONSE']._serialized_start=1565
+  _globals['_QUERYRESPONSE']._serialized_end=1719
+  _globals['_SCORESREQUEST']._serialized_start=1721
+  _globals['_SCORESREQUEST']._serialized_end=1831
+  _globals['_SCORESRESPONSE']._serialized_start=1834
+  _globals['_SCORESRESPONSE']._serialized_end=1977
+  _globals['_QUERYSERVICE']._serialized_start=2229
+  _globals['_QUERYSERVICE']._serialized_end=2382
 # @@protoc_insertion_point(module_scope)

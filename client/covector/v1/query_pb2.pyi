@@ -128,7 +128,7 @@ class Stage(_message.Message):
     def __init__(self, name: _Optional[str] = ..., rows_in: _Optional[int] = ..., rows_out: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class QuerySummary(_message.Message):
-    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer", "damages", "reason")
+    __slots__ = ("exact", "stages", "index", "fit", "result_count", "scorer", "damages", "reason", "damping", "damping_unit")
     EXACT_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,8 @@ class QuerySummary(_message.Message):
     SCORER_FIELD_NUMBER: _ClassVar[int]
     DAMAGES_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    DAMPING_FIELD_NUMBER: _ClassVar[int]
+    DAMPING_UNIT_FIELD_NUMBER: _ClassVar[int]
     exact: bool
     stages: _containers.RepeatedCompositeFieldContainer[Stage]
     index: str
@@ -145,7 +147,9 @@ class QuerySummary(_message.Message):
     scorer: str
     damages: _containers.RepeatedCompositeFieldContainer[Damage]
     reason: str
-    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    damping: float
+    damping_unit: str
+    def __init__(self, exact: bool = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., index: _Optional[str] = ..., fit: _Optional[str] = ..., result_count: _Optional[int] = ..., scorer: _Optional[str] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ..., reason: _Optional[str] = ..., damping: _Optional[float] = ..., damping_unit: _Optional[str] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("key", "score", "text", "metadata_json")
@@ -204,13 +208,15 @@ class ScoresRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[QuerySpec, _Mapping]] = ..., vectors: _Optional[_Union[VectorPart, _Mapping]] = ...) -> None: ...
 
 class ScoresResponse(_message.Message):
-    __slots__ = ("keys", "scores", "result_count", "damages")
+    __slots__ = ("keys", "scores", "result_count", "damages", "fit")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     RESULT_COUNT_FIELD_NUMBER: _ClassVar[int]
     DAMAGES_FIELD_NUMBER: _ClassVar[int]
+    FIT_FIELD_NUMBER: _ClassVar[int]
     keys: _types_pb2.KeyColumn
     scores: bytes
     result_count: int
     damages: _containers.RepeatedCompositeFieldContainer[Damage]
-    def __init__(self, keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scores: _Optional[bytes] = ..., result_count: _Optional[int] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ...) -> None: ...
+    fit: str
+    def __init__(self, keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scores: _Optional[bytes] = ..., result_count: _Optional[int] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ..., fit: _Optional[str] = ...) -> None: ...

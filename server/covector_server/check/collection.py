@@ -17,6 +17,7 @@ from covector_server.check.checkpoints import CheckpointCheck
 from covector_server.check.context import Context
 from covector_server.check.derived import KEY_RUNS, POSTINGS
 from covector_server.check.findings import Finding
+from covector_server.check.fits import check_fits
 from covector_server.check.indexes import check_indexes
 from covector_server.check.rows import RowsCheck
 from covector_server.metadata.catalog import Table, number, numbers
@@ -33,7 +34,12 @@ FIELD_TYPES = (b"string", b"number", b"boolean")
 
 
 DerivedChecker = Callable[[CheckedCollection, str], None]  # the collection, the directory below the data directory
-DERIVED: dict[str, DerivedChecker | None] = {"keys": KEY_RUNS.run, "postings": POSTINGS.run, "indexes": check_indexes}
+DERIVED: dict[str, DerivedChecker | None] = {
+    "keys": KEY_RUNS.run,
+    "postings": POSTINGS.run,
+    "indexes": check_indexes,
+    "fits": check_fits,
+}
 
 
 def check_collection(context: Context, state: CatalogState, id_: bytes) -> None:

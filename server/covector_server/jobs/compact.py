@@ -28,17 +28,17 @@ class Compactor:
         *,
         erasers: Sequence[Eraser] = (),
         dead_bytes_min: int = 64 << 20,
-        forget_index: Forget = forget_nothing,
+        forget: Forget = forget_nothing,
     ) -> None:
-        """``dead_bytes_min``: bytes of dead rows, before a collection is compacted by itself. ``forget_index`` hears of
-        directories of indexes that go."""
+        """``dead_bytes_min``: bytes of dead rows, before a collection is compacted by itself. ``forget`` hears of
+        directories of indexes and fits that go."""
         self._store = store
         self._committer = committer
         self._operations = operations
         self._rules = rules
         self._erasers = erasers
         self._dead_bytes_min = dead_bytes_min
-        self._forget_index = forget_index
+        self._forget = forget
         self._leased: set[int] = set()  # ids of collections that are being compacted
         self._leasing = threading.Lock()
         self._looked: dict[int, int] = {}  # dead bytes of collections when they were last compacted by themselves
@@ -52,7 +52,7 @@ class Compactor:
         def work(progress: Progress) -> dict[str, Any]:
             try:
                 compaction = Compaction(
-                    self._store, collection, self._exclusive, self._rules, self._erasers, self._forget_index
+                    self._store, collection, self._exclusive, self._rules, self._erasers, self._forget
                 )
                 return compaction.run(progress)
             finally:

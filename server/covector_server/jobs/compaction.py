@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from covector.errors import Unavailable
+from covector_server.jobs.fit_carrying import FitCarrier
+from covector_server.jobs.followers import Followers
 from covector_server.jobs.holding_snapshots import snapshots_holding
 from covector_server.jobs.index_carrying import Forget, IndexCarrier, forget_nothing
 from covector_server.jobs.operations import Progress
@@ -79,10 +81,12 @@ class Compaction:
         exclusive: Exclusive,
         rules: Rules,
         erasers: Sequence[Eraser] = (),
-        forget_index: Forget = forget_nothing,
+        forget: Forget = forget_nothing,
     ) -> None:
         self._store = store
-        self._indexes = IndexCarrier(store, collection, exclusive, forget_index)
+        self._indexes = IndexCarrier(store, collection, exclusive, forget)
+        self._fits = FitCarrier(store, collection, forget)
+        self._followers = Followers([self._indexes, self._fits])
         self._collection = collection
         self._exclusive = exclusive
         self._rules = rules
@@ -140,9 +144,9 @@ class Compaction:
 
     def _compact_or_erase(self, old: StoredCheckpoint, erased: dict[int, int], check: Check) -> dict[str, Any]:
         try:
-            with self._indexes, next_generation(self._store, self._collection, old) as new:
+            with self._followers, next_generation(self._store, self._collection, old) as new:
                 copy = CompactingCopy(old, new, self._store.disk)
-                take_over(self._store, self._collection, copy, self._exclusive, check, self._indexes)
+                take_over(self._store, self._collection, copy, self._exclusive, check, self._followers)
         except Unsound:
             if counts_by(old.dead, old.record.shard_rows) == erased:
                 return {"action": "none"}
@@ -156,9 +160,9 @@ class Compaction:
         }
 
     def _erase(self, old: StoredCheckpoint, erased: dict[int, int], check: Check) -> dict[str, Any]:
-        with self._indexes, next_generation(self._store, self._collection, old) as new:
+        with self._followers, next_generation(self._store, self._collection, old) as new:
             copy = ErasingCopy(old, new, self._store.disk, erased)
-            take_over(self._store, self._collection, copy, self._exclusive, check, self._indexes)
+            take_over(self._store, self._collection, copy, self._exclusive, check, self._followers)
         self._report.unsound += copy.unsound
         return {
             "action": "erased",
@@ -250,6 +254,8 @@ class Compaction:
             "blocks_rewritten": report.blocks_rewritten,
             "key_runs_rewritten": report.key_runs_rewritten,
             "indexes_dropped": self._indexes.dropped,
+            "fits_dropped": self._fits.dropped,
+            "fits_influenced": self._fits.influenced(),
             "unverified": report.unsound,
             "snapshots": snapshots_holding(self._store.data, collection.record.id) if has_erased else [],
         }

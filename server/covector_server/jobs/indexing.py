@@ -16,7 +16,7 @@ from covector_server.jobs.operations import Operations, Progress
 from covector_server.limits import Limits
 from covector_server.metadata.catalog import Writer
 from covector_server.metadata.records import IndexRecord, OperationRecord
-from covector_server.query.planner import find_checkpoint
+from covector_server.query.checkpoints import find_checkpoint
 from covector_server.storage.checkpoint import StoredCheckpointView
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.index_files import (
@@ -136,7 +136,7 @@ class Indexer:
 
             def report(done: int, total: int) -> None:
                 progress.report(done, total)
-                _check_current(collection, checkpoint)
+                check_current(collection, checkpoint)
 
             place = Place(collection.directory, collection.space.dim, self._store.disk)
             return build_index(place, checkpoint, spec, report, lambda record: self._list(collection, record))
@@ -165,7 +165,7 @@ def drop_listed(writer: Writer, collection_id: int, index_id: str) -> str:
     return known[index_id].directory
 
 
-def _check_current(collection: StoredCollection, checkpoint: StoredCheckpointView) -> None:
+def check_current(collection: StoredCollection, checkpoint: StoredCheckpointView) -> None:
     """Raises Moved if a checkpoint has another generation by now, and why the collection may not be read."""
     if collection.fault is not None:
         raise collection.fault

@@ -62,13 +62,24 @@ class Operations:
         self._running: dict[str, Progress] = {}
         self._records = self._load()
 
-    def start(self, kind: str, collection: str, work: Work, request_id: str = "") -> OperationRecord:
-        """Starts work and returns its record; the same request id again returns the operation it started."""
+    def start(
+        self,
+        kind: str,
+        collection: str,
+        work: Work,
+        request_id: str = "",
+        *,
+        metadata: dict[str, Any] | None = None,
+    ) -> OperationRecord:
+        """Starts work and returns its record; the same request id again returns the operation it started.
+        ``metadata``: what is known of it before it begins."""
         operation_id = request_id or str(uuid.uuid4())
         with self._changed:
             if operation_id in self._records:
                 return self._records[operation_id]
-            record = OperationRecord(operation_id, kind, collection, RUNNING, started_at_s=time.time())
+            record = OperationRecord(
+                operation_id, kind, collection, RUNNING, started_at_s=time.time(), metadata=metadata or {}
+            )
             self._records[operation_id] = record
             progress = self._running[operation_id] = Progress(
                 lambda done, total: self._change(operation_id, steps_done=done, steps_total=total)

@@ -20,19 +20,21 @@ from covector.types import Space
 from covector_server.jobs.scrub_pieces import (
     BlockPiece,
     ChunkPiece,
-    IndexFilePiece,
     IndexPiece,
+    ListedFilePiece,
     Piece,
     Reading,
     Values,
+    listed_files,
 )
 from covector_server.metadata.catalog import TABLES, Catalog, Table, numbers
-from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, CollectionRecord, IndexRecord
+from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, CollectionRecord
 from covector_server.storage.damage import Damage, DamageLog
-from covector_server.storage.index_files import MANIFEST
+from covector_server.storage.drafts import MANIFEST
 from covector_server.storage.layout import checkpoint_layouts
 
 STEP_BYTES = 64 << 20
+_LISTED: tuple[Table, ...] = ("indexes", "fits")  # tables that list directories of files
 _LARGE = ("row_blocks", "tombstones", "deleted_rows", "checkpoint_counters")  # read a collection at a time
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # say nothing about the file
 _ATTEMPTS = 3  # a piece that changes each time it is read waits for the next round
@@ -112,9 +114,10 @@ class Scrubber:
         for id_ in self._keys("collections", b""):
             for key in self._keys("row_blocks", id_):
                 yield from self._verify(BlockPiece(id_, key))
-            for key in self._keys("indexes", id_):
-                for piece in self._index_pieces(id_, key):
-                    yield from self._verify(piece)
+            for table in _LISTED:
+                for key in self._keys(table, id_):
+                    for piece in self._listed_pieces(table, id_, key):
+                        yield from self._verify(piece)
             for key in self._keys("checkpoints", id_):
                 for piece in self._checkpoint_pieces(id_, key):
                     yield from self._verify(piece)
@@ -162,13 +165,16 @@ class Scrubber:
             for shard in range(counters.sealed_shard_count):
                 yield IndexPiece(id_, key, layout, record.generation, shard)
 
-    def _index_pieces(self, id_: bytes, key: bytes) -> list[Piece]:
-        """The files of an index as it is now, the manifest first."""
+    def _listed_pieces(self, table: Table, id_: bytes, key: bytes) -> list[Piece]:
+        """The files of an index or a fit as it is now, the manifest of each directory first."""
         with suppress(Corrupt), self._catalog.read() as reader:
-            value = reader.get("indexes", key)
+            value = reader.get(table, key)
             if value is not None:
-                names = IndexRecord.decode(value).files
-                return [IndexFilePiece(id_, key, name) for name in sorted(names, key=lambda name: name != MANIFEST)]
+                return [
+                    ListedFilePiece(table, id_, key, one.directory, name)
+                    for one in listed_files(table, value)[1]
+                    for name in sorted(one.files, key=lambda name: name != MANIFEST)
+                ]
         return []
 
     def _checkpoint(self, id_: bytes, key: bytes) -> tuple[int, CheckpointRecord, CheckpointCounters] | None:

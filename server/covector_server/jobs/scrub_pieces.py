@@ -1,5 +1,5 @@
 """The pieces that the scrubber reads: a chunk of an array, the index of a sealed shard, a block of the row log,
-a file of an approximate search structure.
+a file of an approximate search structure or of a fit.
 
 A piece names the catalog's entries that it depends on, and is checked against their values. Checking is a generator of
 the bytes of each read, so that a large piece need not be read at once; what it returns is what is wrong, or None.
@@ -24,10 +24,14 @@ from covector_server.metadata.records import (
     CheckpointCounters,
     CheckpointRecord,
     CollectionRecord,
+    FilesRecord,
+    FitRecord,
     IndexRecord,
 )
 from covector_server.storage.damage import Damage
-from covector_server.storage.index_files import INDEXES, MANIFEST
+from covector_server.storage.drafts import MANIFEST
+from covector_server.storage.fit_files import FITS
+from covector_server.storage.index_files import INDEXES
 from covector_server.storage.layout import CHECKSUM_BYTES, ArrayLayout
 
 READ_BYTES = 1 << 20  # small, so that nobody waits for the interpreter
@@ -215,38 +219,52 @@ class BlockPiece:
         return f"collections/{numbers(self.id_)[0]}/rows/{record.file:08d}.blocks"
 
 
-@dataclass(frozen=True, slots=True)
-class IndexFilePiece:
-    """The file ``name`` of the approximate search structure under ``key``."""
+def listed_files(table: Table, value: bytes) -> tuple[str, list[FilesRecord]]:
+    """The id and the directories of an index or a fit."""
+    if table == "fits":
+        fit = FitRecord.decode(value)
+        return fit.id, fit.stored
+    index = IndexRecord.decode(value)
+    return index.id, [FilesRecord(index.directory, index.files, index.checksum)]
 
+
+@dataclass(frozen=True, slots=True)
+class ListedFilePiece:
+    """The file ``name`` of a directory of the index or the fit under ``key`` of its table."""
+
+    table: Table
     id_: bytes
     key: bytes
+    directory: str
     name: str
 
     @property
     def entries(self) -> list[tuple[Table, bytes]]:
-        return [("collections", self.id_), ("indexes", self.key)]
+        return [("collections", self.id_), (self.table, self.key)]
 
     def check(self, reading: Reading, values: Values) -> Check:
         """The manifest against the catalog, another file against the manifest. Where the manifest is damaged nothing is
         said of the others."""
-        record = IndexRecord.decode(values[1])
-        manifest = bytes(reading.read(self._path(record, MANIFEST), 0, record.files.get(MANIFEST, 0)))
+        owner, directories = listed_files(self.table, values[1])
+        found = [one for one in directories if one.directory == self.directory]
+        if not found:
+            return None
+        manifest = bytes(reading.read(self._path(MANIFEST), 0, found[0].files.get(MANIFEST, 0)))
         yield len(manifest)
-        is_sound = crc32c(manifest) == record.checksum
+        is_sound = crc32c(manifest) == found[0].checksum
         if self.name == MANIFEST or not is_sound:
-            return None if is_sound or self.name != MANIFEST else f"index {record.id}: its manifest does not match"
+            return None if is_sound or self.name != MANIFEST else f"{owner}: its manifest does not match"
         expected, checksum = json.loads(manifest)["files"][self.name], 0
         for offset in range(0, expected["size_bytes"], READ_BYTES):
             size_bytes = min(READ_BYTES, expected["size_bytes"] - offset)
-            piece = reading.read(self._path(record, self.name), offset, size_bytes)
+            piece = reading.read(self._path(self.name), offset, size_bytes)
             checksum = crc32c(piece, checksum)
             yield len(piece)
-        return None if checksum == expected["checksum"] else f"index {record.id}: a file does not match its checksum"
+        return None if checksum == expected["checksum"] else f"{owner}: a file does not match its checksum"
 
     def damage(self, values: Values, trouble: str) -> tuple[str, Damage]:
-        path = self._path(IndexRecord.decode(values[1]), self.name)
-        return CollectionRecord.decode(values[0]).name, Damage("", path, trouble, 0)
+        return CollectionRecord.decode(values[0]).name, Damage("", self._path(self.name), trouble, 0)
 
-    def _path(self, record: IndexRecord, name: str) -> str:
-        return f"collections/{numbers(self.id_)[0]}/{INDEXES}/{record.directory}/{name}"
+    def _path(self, name: str) -> str:
+        root = FITS if self.table == "fits" else INDEXES
+        return f"collections/{numbers(self.id_)[0]}/{root}/{self.directory}/{name}"

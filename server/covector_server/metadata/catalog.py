@@ -33,6 +33,7 @@ Table = Literal[
     "key_runs",  # id, number -> a sorted run of the key table
     "postings",  # id, number -> an index of the metadata of a range of rows
     "indexes",  # id, index id -> an approximate search structure
+    "fits",  # id, fit id -> what was learnt for a scorer, or is being learnt
     "operations",  # id -> state
     "requests",  # request id -> its answer
 ]

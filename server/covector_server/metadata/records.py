@@ -187,8 +187,85 @@ class IndexRecord(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class FilesRecord(Record):
+    """A directory of files that never change: sizes by name, and the CRC-32C of its manifest."""
+
+    directory: str
+    files: dict[str, int]
+    checksum: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class FitPart(Record):
+    """What a fit learnt at one checkpoint, and where it lies below ``fits/``.
+
+    It was learnt from ``learnt_count`` rows: those of the first ``row_count`` positions of a generation that were live.
+    ``blank_count``: dead positions among them whose own weights are gone from the files. ``files``: of ``FilesRecord``.
+    """
+
+    checkpoint_id: int
+    checkpoint: str
+    generation: int
+    row_count: int
+    learnt_count: int
+    files: dict[str, Any]
+    blank_count: int = 0
+
+    @property
+    def stored(self) -> FilesRecord:
+        """Where it lies."""
+        return FilesRecord(**self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class FitRecord(Record):
+    """A fit of a collection, or one on its way.
+
+    ``parameters``: what was asked for, as JSON values; the same again is the same fit. ``parts``: fields of
+    ``FitPart``, one for each checkpoint that is done. ``damping`` in units of ``damping_unit``; ``rank``: None for a
+    dense fit; ``notes``: what a user should know of the choices made. A fit that is not finished has the files of its
+    ``state``, None before the first: where the checkpoint of id ``state_checkpoint_id`` stands.
+    """
+
+    id: str
+    method: str
+    parameters: dict[str, Any]
+    is_finished: bool = False
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    state: dict[str, Any] | None = None
+    state_checkpoint_id: int = 0
+    damping: float = 0.0
+    damping_unit: str = ""
+    rank: int | None = None
+    notes: list[str] = field(default_factory=list)
+    started_at_s: float = 0.0
+    made_at_s: float = 0.0
+
+    @property
+    def covered(self) -> list[FitPart]:
+        """The parts, as values."""
+        return [FitPart(**part) for part in self.parts]
+
+    @property
+    def stored(self) -> list[FilesRecord]:
+        """Every directory that it has."""
+        state = [] if self.state is None else [FilesRecord(**self.state)]
+        return [*(part.stored for part in self.covered), *state]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(one.size_bytes for one in self.stored)
+
+
+@dataclass(frozen=True, slots=True)
 class OperationRecord(Record):
-    """A piece of long work, as last seen."""
+    """A piece of long work, as last seen. ``metadata``: what was known of it before it began."""
 
     id: str
     kind: str
@@ -200,3 +277,4 @@ class OperationRecord(Record):
     error_message: str = ""
     result: dict[str, Any] = field(default_factory=dict)
     started_at_s: float = 0.0  # since 1970; 0 in a store of format 1
+    metadata: dict[str, Any] = field(default_factory=dict)

@@ -17,14 +17,15 @@ from covector.attribution.scoring import (
     first_non_finite_row,
     group_means,
     norms,
-    scorer_named,
     sign,
     split_scale,
 )
-from covector.errors import InvalidInput, NotFound, near_matches
+from covector.errors import InvalidInput
 from covector_server.kernels.scan import exact_products, fast_products, padded, relative_error
 from covector_server.kernels.topk import Scored
 from covector_server.limits import Limits
+from covector_server.query.checkpoints import find_checkpoint
+from covector_server.query.fitted import scorers_of
 from covector_server.query.question import CheckpointChoice, Missing, Question, Reduce
 from covector_server.storage.view import CheckpointView, CollectionView, Strip, Tile
 
@@ -93,36 +94,21 @@ def plan_question(view: CollectionView, question: Question, limits: Limits) -> P
     Raises NotFound for an unknown scorer or checkpoint, InvalidInput for vectors, groups, spaces, kinds or weights that
     do not fit, LimitExceeded for too many vectors.
     """
-    scorer = scorer_named(question.scorer)
     _check_space(view, question)
     choices = question.checkpoints or (CheckpointChoice(""),)
     checkpoints = _choose_checkpoints(view, choices)
     _check_vectors(view, question, [checkpoint.name for checkpoint in checkpoints], limits)
-    for checkpoint, choice in zip(checkpoints, choices, strict=True):
+    scorers = scorers_of(view, question, checkpoints)
+    for checkpoint, choice, scorer in zip(checkpoints, choices, scorers, strict=True):
         check_kinds(scorer, checkpoint.kind, question.kind)
         check_weights(f"checkpoint {checkpoint.name!r}", checkpoint.weights_digest, choice.weights_digest)
     groups = _check_groups(question.groups, question.vectors.shape[1])
-    weights = scorer.checkpoint_weights([checkpoint.eta for checkpoint in checkpoints])
+    weights = scorers[0].checkpoint_weights([checkpoint.eta for checkpoint in checkpoints])
     terms = []
-    for checkpoint, weight, vectors in zip(checkpoints, weights, question.vectors, strict=True):
+    for checkpoint, scorer, weight, vectors in zip(checkpoints, scorers, weights, question.vectors, strict=True):
         combined = _combine(scorer, vectors, groups, question.reduce)
         terms.append(_term(checkpoint, scorer, weight * sign(checkpoint.kind, question.kind), combined))
     return Plan(tuple(terms), question.reduce == "max", question.missing)
-
-
-def find_checkpoint(view: CollectionView, name: str) -> CheckpointView:
-    """The checkpoint of this name, or the only one for an empty name. Raises NotFound or InvalidInput, naming them."""
-    known = view.checkpoints
-    if name in known:
-        return known[name]
-    if name:
-        raise NotFound(f"no checkpoint {name!r} in {view.name!r}; {near_matches(name, known)}", checkpoint=name)
-    if not known:
-        raise NotFound(f"collection {view.name!r} has no checkpoints yet; write gradients first")
-    if len(known) > 1:
-        names = ", ".join(repr(known_name) for known_name in list(known)[:8])
-        raise InvalidInput(f"collection {view.name!r} has several checkpoints; say which: {names}", field="checkpoints")
-    return next(iter(known.values()))
 
 
 def _choose_checkpoints(view: CollectionView, choices: Sequence[CheckpointChoice]) -> list[CheckpointView]:

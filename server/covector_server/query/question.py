@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from covector.attribution.scoring import Float64
 from covector.types import GradientKind, Space, Stage
+from covector_server.fit.serving import FitUse
 from covector_server.storage.damage import Damage
 from covector_server.storage.view import RowIds
 
@@ -37,7 +38,8 @@ class Question:
     each. ``missing``: whether a row without a gradient at one of the checkpoints is left out, or that checkpoint adds
     nothing to it; a row with a gradient at none of them is left out always. ``damaged``: whether rows whose stored
     bytes are damaged fail the question or are left out, as ``query.omission`` says. ``space`` and ``kind`` are the
-    query's; without a space only the dim is checked. ``exact``: use no index.
+    query's; without a space only the dim is checked. ``exact``: use no index. ``fit``: what the scorer learnt, None for
+    one that learns nothing; ``query.fitted`` finds it.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -51,6 +53,12 @@ class Question:
     space: Space | None = None
     kind: GradientKind = field(default_factory=GradientKind)
     exact: bool = False
+    fit: FitUse | None = None
+
+    @property
+    def rule(self) -> str:
+        """What scores: the fit by its id, else the scorer."""
+        return self.scorer if self.fit is None else self.fit.record.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ class SharedScans:
                     yield view, answer
                     return
         names = tuple(choice.name for choice in question.checkpoints)
-        key = (collection, names, question.scorer, question.missing)
+        key = (collection, names, question.rule, question.missing)
         me = _Waiting(question, k, offset, cancelled)
         try:
             self._stand_in_line(key, me)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from covector.attribution.scoring import Float64, RowFacts, Scorer, dots, norms, scorer_named, to_float32
+from covector.attribution.scoring import Float64, RowFacts, Scorer, dots, norms, to_float32
 from covector.blocks import decode_key
 from covector.errors import InvalidInput, NotFound
 from covector.types import GradientKind
 from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.planner import find_checkpoint
+from covector_server.query.checkpoints import find_checkpoint
+from covector_server.query.fitted import scorers_of
 from covector_server.query.question import CheckpointChoice, Missing, Question, ScoreBlock
 from covector_server.storage.damage import OnDamage
 from covector_server.storage.view import CheckpointView, CollectionView, Tile
@@ -58,8 +59,7 @@ def _gradients(
 class SelfScan:
     """What is asked of every row: its own score. ``mask``: bool[row_id_count], None for all rows."""
 
-    terms: tuple[tuple[CheckpointView, float], ...]  # with its weight in the sum
-    scorer: Scorer
+    terms: tuple[tuple[CheckpointView, Scorer, float], ...]  # with its weight in the sum
     missing: Missing
     mask: Mask | None
     dim: int
@@ -71,12 +71,12 @@ class SelfScan:
 def plan_self_scan(
     view: CollectionView, question: Question, mask: Mask | None, cancelled: Cancelled, on_damage: OnDamage | None
 ) -> SelfScan:
-    """Raises NotFound for an unknown scorer or checkpoint."""
-    scorer = scorer_named(question.scorer)
+    """Raises NotFound for an unknown scorer or checkpoint, and as ``FitUse.scorers`` does."""
     checkpoints = [find_checkpoint(view, choice.name) for choice in question.checkpoints or (CheckpointChoice(""),)]
-    weights = scorer.checkpoint_weights([checkpoint.eta for checkpoint in checkpoints])
-    terms = tuple(zip(checkpoints, weights, strict=True))
-    return SelfScan(terms, scorer, question.missing, mask, view.space.dim, view.row_id_count, cancelled, on_damage)
+    scorers = scorers_of(view, question, checkpoints)
+    weights = scorers[0].checkpoint_weights([checkpoint.eta for checkpoint in checkpoints])
+    terms = tuple(zip(checkpoints, scorers, weights, strict=True))
+    return SelfScan(terms, question.missing, mask, view.space.dim, view.row_id_count, cancelled, on_damage)
 
 
 def self_scores(scan: SelfScan) -> Iterator[ScoreBlock]:
@@ -85,10 +85,10 @@ def self_scores(scan: SelfScan) -> Iterator[ScoreBlock]:
     for low in range(0, scan.row_id_count, RANGE_ROWS):
         high = min(low + RANGE_ROWS, scan.row_id_count)
         total, seen = np.zeros(high - low), np.zeros(high - low, dtype=np.int32)
-        for checkpoint, weight in scan.terms:
+        for checkpoint, scorer, weight in scan.terms:
             for tile in checkpoint.tiles(rows_max, (low, high), scan.on_damage):
                 check_cancelled(scan.cancelled)
-                total[tile.row_ids - low] += weight * _own_scores(scan.scorer, tile)
+                total[tile.row_ids - low] += weight * _own_scores(scorer, tile)
                 seen[tile.row_ids - low] += 1
         places = np.flatnonzero(_is_whole(scan, seen, low))
         if len(places):
@@ -108,7 +108,7 @@ def _is_whole(scan: SelfScan, seen: npt.NDArray[np.int32], low: int) -> Mask:
         partial = np.flatnonzero((seen > 0) & ~whole)
         whole = seen > 0
         if scan.on_damage is not None and len(partial):
-            has = [checkpoint.has(partial + low, scan.on_damage) for checkpoint, _ in scan.terms]
+            has = [checkpoint.has(partial + low, scan.on_damage) for checkpoint, _, _ in scan.terms]
             whole[partial[np.sum(has, axis=0) > seen[partial]]] = False
     if scan.mask is not None:
         whole &= scan.mask[low : low + len(seen)]

@@ -70,4 +70,5 @@ def operation_to_message(record: OperationRecord) -> pb.Operation:
         error_kind=record.error_kind,
         error_message=record.error_message,
         result_json=json.dumps(record.result),
+        metadata_json=json.dumps(record.metadata),
     )

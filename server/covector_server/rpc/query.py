@@ -19,12 +19,14 @@ from covector.errors import InvalidInput, Unavailable
 from covector.types import GradientKind, Stage
 from covector.v1 import query_pb2 as pb
 from covector.v1 import query_pb2_grpc, types_pb2
+from covector_server.fit.cache import FitCache
 from covector_server.index.cache import IndexCache
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled
 from covector_server.query.engine import grouped, scores, self_influence
 from covector_server.query.filter import parse_where
+from covector_server.query.fitted import needs_fit, with_fit
 from covector_server.query.grouping import Group, GroupedAnswer
 from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_details, named_scores, told_before
 from covector_server.query.question import (
@@ -71,7 +73,9 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         limits: Limits,
         workers: Workers | None = None,
         indexes: IndexCache | None = None,
+        fits: FitCache | None = None,
     ) -> None:
+        self._fits = fits or FitCache(limits.fit_cache_bytes)
         self._open_view = open_view
         self._pool = pool
         self._limits = limits
@@ -152,7 +156,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     def _answer(self, spec: pb.TopKSpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
         if spec.query.self_influence:
             raise InvalidInput("what rows score for themselves is asked of Scores, for all rows")
-        question = self._top_k_question(spec.query, vectors)
+        question = self._top_k_question(spec.query, vectors, cancelled)
         if spec.group_by:
             yield from self._grouped(spec, question, cancelled)
             return
@@ -162,7 +166,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             if question.damaged == "omit" and not spec.keys_only:
                 details = damaged_details(view, answer.results, self._limits, cancelled)
                 damages, on_damage = (*damages, *details), told_before(details)
-            yield pb.QueryResponse(summary=_summary(answer, len(answer.results), damages))
+            yield pb.QueryResponse(summary=_summary(question, answer, damages))
             for index, ends in enumerate(answer.results):
                 for hits in _hit_messages(view, index, ends, spec.keys_only, on_damage):
                     yield pb.QueryResponse(hits=hits)
@@ -178,7 +182,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
                 ends = (group.ends for groups in answer.results for group in groups)
                 details = damaged_details(view, ends, self._limits, cancelled)
                 damages, on_damage = (*damages, *details), told_before(details)
-            yield pb.QueryResponse(summary=_summary(answer, len(answer.results), damages))
+            yield pb.QueryResponse(summary=_summary(question, answer, damages))
             for index, groups in enumerate(answer.results):
                 for group in groups:
                     for hits in _hit_messages(view, index, group.ends, spec.keys_only, on_damage):
@@ -186,26 +190,33 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
 
     def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
         with self._open_view(spec.collection) as view:
-            question = self._question(view, spec, vectors)
+            question = self._question(view, spec, vectors, cancelled)
             ask = self_influence if spec.self_influence else partial(scores, workers=self._workers)
             stream = ask(view, question, limits=self._limits, cancelled=cancelled)
-            row_count = 0
+            row_count, fit = 0, "" if question.fit is None else question.fit.record.id
             for block in stream.blocks:
-                yield from _score_messages(view, block, stream.omissions)
+                for message in _score_messages(view, block, stream.omissions):
+                    message.fit, fit = fit, ""
+                    yield message
                 row_count += len(block.row_ids)
             damages = _taken(stream.omissions)
             if damages or not row_count:  # the client still learns how many results there are
-                yield pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count, damages=damages)
+                yield pb.ScoresResponse(
+                    keys=_key_column([]), result_count=stream.result_count, damages=damages, fit=fit
+                )
 
-    def _top_k_question(self, spec: pb.QuerySpec, vectors: Vectors) -> Question:
+    def _top_k_question(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Question:
         """The question, before the view is taken that it is answered in."""
-        if not spec.HasField("stored_keys"):
-            return question_of(spec, vectors)
-        with self._open_view(spec.collection) as view:
-            return self._question(view, spec, vectors)
-
-    def _question(self, view: CollectionView, spec: pb.QuerySpec, vectors: Vectors) -> Question:
         question = question_of(spec, vectors)
+        if not spec.HasField("stored_keys") and not needs_fit(question):
+            return question
+        with self._open_view(spec.collection) as view:
+            return self._question(view, spec, vectors, cancelled)
+
+    def _question(self, view: CollectionView, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Question:
+        question = question_of(spec, vectors)
+        if needs_fit(question):
+            question = with_fit(view, question, self._fits, cancelled)
         if not spec.HasField("stored_keys"):
             return question
         values = spec.stored_keys.values
@@ -247,14 +258,18 @@ def _spec_message(message: AnyRequest | None) -> AnyRequest:
     return message
 
 
-def _summary(answer: TopKAnswer | GroupedAnswer, result_count: int, damages: Iterable[Damage]) -> pb.QuerySummary:
+def _summary(question: Question, answer: TopKAnswer | GroupedAnswer, damages: Iterable[Damage]) -> pb.QuerySummary:
+    fit = None if question.fit is None else question.fit.record
     return pb.QuerySummary(
+        fit="" if fit is None else fit.id,
+        damping=0.0 if fit is None else fit.damping,
+        damping_unit="" if fit is None else fit.damping_unit,
         exact=not answer.index,
         index=answer.index,
         reason=answer.reason,
         stages=[_stage(stage) for stage in answer.stages],
-        result_count=result_count,
-        scorer=answer.scorer,
+        result_count=len(answer.results),
+        scorer=answer.scorer if fit is None else fit.method,
         damages=[damage_to_message(damage) for damage in damages],
     )
 

@@ -16,9 +16,9 @@ from covector.v1 import rows_pb2_grpc, types_pb2
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled, check_cancelled
+from covector_server.query.checkpoints import find_checkpoint
 from covector_server.query.engine import count_rows
 from covector_server.query.filter import matching_rows, parse_where
-from covector_server.query.planner import find_checkpoint
 from covector_server.rpc.edge import streaming, unary
 from covector_server.rpc.query import OpenView
 from covector_server.rpc.streams import MESSAGE_BYTES, Context, computed, pulled, runs

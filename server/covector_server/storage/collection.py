@@ -25,12 +25,14 @@ from covector_server.metadata.records import (
     CheckpointRecord,
     CollectionCounters,
     CollectionRecord,
+    FitRecord,
     IndexRecord,
 )
 from covector_server.storage.array import ZarrArray
 from covector_server.storage.checkpoint import StoredCheckpoint, StoredCheckpointView
 from covector_server.storage.damage import Damage, DamageReporter, OnDamage
 from covector_server.storage.erased import erased_row_count
+from covector_server.storage.fit_files import FITS, listed_fits
 from covector_server.storage.index_files import INDEXES, listed
 from covector_server.storage.key_hash import hash_keys
 from covector_server.storage.key_table import KeyTable
@@ -203,6 +205,19 @@ class StoredIndex:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFit:
+    """``view.ListedFit`` on files."""
+
+    record: FitRecord
+    root: Path
+    damages: DamageReporter
+
+    def report(self, message: str) -> None:
+        """Remembers that its files are damaged: no row is."""
+        self.damages.meet(Damage("", str(self.root), message, 0), on_damage=lambda _: None)
+
+
+@dataclass(frozen=True, slots=True)
 class StoredCollectionView:
     """``view.CollectionView`` on files. ``deleted``: sorted ids of deleted rows."""
 
@@ -263,6 +278,13 @@ class StoredCollectionView:
             records = listed(reader, collection.record.id)
         root = collection.directory / INDEXES
         return [StoredIndex(record, root / record.directory, collection.damages) for record in records]
+
+    def listed_fits(self) -> Sequence[StoredFit]:
+        """The fits listed now, by this process or another."""
+        collection = self.collection
+        with collection.catalog.read() as reader:
+            records = listed_fits(reader, collection.record.id)
+        return [StoredFit(record, collection.directory / FITS, collection.damages) for record in records]
 
     @property
     def supplements(self) -> Sequence[BlockRecord]:

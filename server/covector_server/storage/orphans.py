@@ -1,5 +1,5 @@
-"""What a crash left of a compaction or an index build, removed when the store is opened: generations, key runs, files
-of the row log and indexes that the catalog does not name."""
+"""What a crash left of a compaction, an index build or a fit, removed when the store is opened: generations, key runs,
+files of the row log, indexes and parts of fits that the catalog does not name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from covector_server.metadata.catalog import number, numbers
 from covector_server.metadata.records import BlockRecord
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.disk import Disk
+from covector_server.storage.fit_files import remove_unlisted_fits
 from covector_server.storage.index_files import remove_unlisted
 
 
@@ -14,6 +15,7 @@ def remove_orphans(collection: StoredCollection, disk: Disk) -> None:
     """Call it when the collection is loaded, before anything reads or writes it."""
     _remove_generations(collection, disk)
     remove_unlisted(collection.directory, collection.record.id, collection.catalog, disk)
+    remove_unlisted_fits(collection.directory, collection.record.id, collection.catalog, disk)
     collection.keys.remove_orphans()
     _remove_uncommitted_logs(collection, disk)
     forget_logs(collection, empty_logs(collection, retired_logs(collection)))

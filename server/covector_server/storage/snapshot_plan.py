@@ -20,8 +20,10 @@ from covector_server.metadata.records import (
     CheckpointRecord,
     CollectionCounters,
     CollectionRecord,
+    FitRecord,
     IndexRecord,
 )
+from covector_server.storage.drafts import directories_of
 from covector_server.storage.layout import ArrayLayout, checkpoint_layouts
 
 _DERIVED: tuple[tuple[Table, str, str], ...] = (("key_runs", "keys", "run"), ("postings", "postings", "postings"))
@@ -123,7 +125,10 @@ def _plan_collection(reader: Reader, collection: CollectionRecord, plan: Plan) -
             Finished(directory / name / f"{file_number:08d}.{suffix}", record.get("size_bytes", 1))
             for file_number, record in found
         ]
-    _plan_indexes(reader, id_, directory / "indexes", plan)
+    indexes = [IndexRecord.decode(value) for _, value in reader.scan("indexes", id_)]
+    fits = [FitRecord.decode(value) for _, value in reader.scan("fits", id_)]
+    _plan_listed(directory / "indexes", [(one.directory, one.files) for one in indexes], plan)
+    _plan_listed(directory / "fits", [(one.directory, one.files) for fit in fits for one in fit.stored], plan)
     dim = Space.from_json(collection.space_json).dim
     for key, value in reader.scan("checkpoints", id_):
         checkpoint = CheckpointRecord.decode(value)
@@ -131,13 +136,13 @@ def _plan_collection(reader: Reader, collection: CollectionRecord, plan: Plan) -
         _plan_checkpoint(checkpoint, checkpoint_counters, dim, directory, plan)
 
 
-def _plan_indexes(reader: Reader, id_: bytes, directory: PurePosixPath, plan: Plan) -> None:
-    """The files of an index never change."""
-    records = [IndexRecord.decode(value) for _, value in reader.scan("indexes", id_)]
-    plan.directories += [directory] if records else []
-    for record in records:
-        plan.directories.append(directory / record.directory)
-        plan.files += [Finished(directory / record.directory / name, size) for name, size in record.files.items()]
+def _plan_listed(directory: PurePosixPath, listed: list[tuple[str, dict[str, int]]], plan: Plan) -> None:
+    """The files of an index or a fit never change. ``listed``: directories and the sizes of their files."""
+    plan.directories += [directory] if listed else []
+    for name, files in listed:
+        plan.directories.append(directory / name)
+        plan.directories += [directory / name / below for below in sorted(directories_of(files) - {"."})]
+        plan.files += [Finished(directory / name / file, size_bytes) for file, size_bytes in files.items()]
 
 
 def _row_log_files(

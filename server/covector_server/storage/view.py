@@ -22,7 +22,7 @@ import numpy.typing as npt
 from covector.types import GradientKind, Space
 from covector_server.kernels.scan import ChunkedRows
 from covector_server.metadata.postings import Postings
-from covector_server.metadata.records import IndexRecord
+from covector_server.metadata.records import FitRecord, IndexRecord
 from covector_server.storage.damage import OnDamage
 
 Positions = npt.NDArray[np.int64]
@@ -203,6 +203,19 @@ class ListedIndex(Protocol):
         ...
 
 
+class ListedFit(Protocol):
+    """A fit, and the directory that its parts lie below."""
+
+    @property
+    def record(self) -> FitRecord: ...
+    @property
+    def root(self) -> Path: ...
+
+    def report(self, message: str) -> None:
+        """Remembers that its files are damaged."""
+        ...
+
+
 class CollectionView(Protocol):
     """One committed state of a collection."""
 
@@ -270,4 +283,9 @@ class CollectionView(Protocol):
 
     def listed_indexes(self) -> Sequence[ListedIndex]:
         """The approximate search structures that are listed now. They may be of other generations than the view's."""
+        ...
+
+    def listed_fits(self) -> Sequence[ListedFit]:
+        """The fits that are listed now, those on their way included. They may be of other generations than the
+        view's."""
         ...

@@ -22,8 +22,10 @@ def batch_message(
     gradients: npt.ArrayLike | None,
     texts: Sequence[str | None] | None = None,
     metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    *,
+    trak_q: npt.NDArray[Any] | None = None,
 ) -> ingest_pb2.Batch:
-    """A batch on the wire. gradients: float[n, dim], None for rows without."""
+    """A batch on the wire. gradients: float[n, dim], None for rows without; trak_q: float[n]."""
     message = ingest_pb2.Batch(
         sequence=sequence,
         row_count=len(keys),
@@ -33,6 +35,8 @@ def batch_message(
         rows, scales = scale_rows(gradients)
         message.gradients, message.scales = rows.astype("<f2").tobytes(), scales.astype("<f4").tobytes()
         message.gradients_size = len(message.gradients)
+    if trak_q is not None:
+        message.trak_q = trak_q.astype("<f4").tobytes()
     if texts is not None:
         encoded = (None if text is None else text.encode() for text in texts)
         message.texts.CopyFrom(column_to_message(column_of(encoded)))
@@ -48,8 +52,10 @@ def batch_of(
     gradients: npt.ArrayLike | None,
     texts: Sequence[str | None] | None = None,
     metadata: Sequence[Mapping[str, Any] | None] | None = None,
+    *,
+    trak_q: npt.NDArray[Any] | None = None,
 ) -> Batch:
     """A batch as the server parses it."""
-    message = batch_message(sequence, keys, gradients, texts, metadata)
+    message = batch_message(sequence, keys, gradients, texts, metadata, trak_q=trak_q)
     dim = None if gradients is None else np.shape(gradients)[1]
     return parse_batch(message, message.gradients, dim, Limits())

@@ -22,6 +22,7 @@ from covector_server.metadata.postings import Postings
 from covector_server.storage.damage import Damage, DamageLog, DamageReporter, OnDamage
 from covector_server.storage.view import (
     NO_KEY,
+    ListedFit,
     ListedIndex,
     PostingsRange,
     RowDetails,
@@ -208,6 +209,10 @@ class MemoryCollection:
 
     def listed_indexes(self) -> Sequence[ListedIndex]:
         """None: it is small."""
+        return ()
+
+    def listed_fits(self) -> Sequence[ListedFit]:
+        """None: it has no files."""
         return ()
 
     def _readable(self, row_id: int) -> RowDetails:

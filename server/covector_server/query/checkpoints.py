@@ -1,0 +1,21 @@
+"""The checkpoints that a question is about."""
+
+from __future__ import annotations
+
+from covector.errors import InvalidInput, NotFound, near_matches
+from covector_server.storage.view import CheckpointView, CollectionView
+
+
+def find_checkpoint(view: CollectionView, name: str) -> CheckpointView:
+    """The checkpoint of this name, or the only one for an empty name. Raises NotFound or InvalidInput, naming them."""
+    known = view.checkpoints
+    if name in known:
+        return known[name]
+    if name:
+        raise NotFound(f"no checkpoint {name!r} in {view.name!r}; {near_matches(name, known)}", checkpoint=name)
+    if not known:
+        raise NotFound(f"collection {view.name!r} has no checkpoints yet; write gradients first")
+    if len(known) > 1:
+        names = ", ".join(repr(known_name) for known_name in list(known)[:8])
+        raise InvalidInput(f"collection {view.name!r} has several checkpoints; say which: {names}", field="checkpoints")
+    return next(iter(known.values()))
