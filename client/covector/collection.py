@@ -237,7 +237,8 @@ class Collection:
 
         scorer: what its recall is measured for, on rows of the collection asked as queries. checkpoint: may be left out
         if there is only one. recall: what it should reach, such as 0.99; the result's ``warning`` says if it does not.
-        parameters: of the kind, instead of its own choice: ``rank`` of a ``subspace``.
+        kind: ``subspace``, ``scann`` or ``annoy``; the last two need their library where the store is (extras of these
+        names). parameters: of the kind, instead of its own choice: ``rank`` of the codes, ``trees`` of an ``annoy``.
         """
         request = indexes_pb2.BuildIndexRequest(
             collection=self._name,

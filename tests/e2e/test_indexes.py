@@ -107,6 +107,33 @@ def test_the_client_builds_asks_lists_and_drops(server: ServerProcess) -> None:
             collection.build_index(trees=3)
 
 
+@pytest.mark.parametrize("kind", ["scann", "annoy"])
+def test_kinds_on_libraries(server: ServerProcess, data: Path, kind: str) -> None:
+    """Built by the server, and again beside it; used for the weights that it has and no others."""
+    with covector.connect(server.address) as client:
+        collection = client.collection("c")
+        built = collection.build_index(kind, scorer="cosine", recall=0.9).wait()
+        assert min(built["recall"].values()) >= 0.9
+        assert collection.query(QUERIES, scorer="cosine").index == built["index"]
+        assert shares(collection, scorer="cosine") >= 0.9
+        assert shares(collection, scorer="cosine", where={"half": 1}) >= 0.9
+        assert "no index for checkpoint 'epoch-1' and scorer 'dot'" in collection.query(QUERIES).reason
+        trees = ["--trees", "12"] if kind == "annoy" else []
+        done = covector_index("build", "c", "--data", str(data), "--kind", kind, "--scorer", "cosine", *trees, "--json")
+        assert done.returncode == 0, done.stderr
+        again = json.loads(done.stdout)
+        assert again["parameters"]["trees"] == (12 if trees else 1)
+        assert [index.id for index in collection.indexes()] == [again["index"]]
+        assert shares(collection, scorer="cosine") >= 0.9
+        collection.delete(keys=list(range(100)))
+        assert collection.compact().wait()["indexes_dropped"] == []
+        assert shares(collection, scorer="cosine") >= 0.9
+        with pytest.raises(InvalidInput, match="no parameter"):
+            collection.build_index(kind, branches=3)
+    server.stop()
+    assert main(["fsck", "--data", str(data)]) == 0
+
+
 def test_a_build_can_be_cancelled_and_outlives_its_client(server: ServerProcess) -> None:
     with covector.connect(server.address) as client:
         operation = client.collection("c").build_index()

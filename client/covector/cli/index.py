@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
                 scorer=given.scorer,
                 checkpoint=given.checkpoint,
                 recall=given.recall,
-                **({} if given.rank is None else {"rank": given.rank}),
+                **{name: value for name in ("rank", "trees") if (value := getattr(given, name)) is not None},
             )
             return _print_built(operation.wait(progress=not given.json), given.json)
         if command == "drop":
@@ -60,11 +60,12 @@ def _parser(command: str) -> Parser:
     if command == "drop":
         parser.add_argument("id", metavar="ID", help="as covector index list names it")
     if command == "build":
-        parser.add_argument("--kind", default="subspace", metavar="KIND", help="subspace (the default)")
+        parser.add_argument("--kind", default="subspace", metavar="KIND", help="subspace (the default), scann or annoy")
         parser.add_argument("--checkpoint", metavar="NAME", help="needed if there are several")
         parser.add_argument("--scorer", default="dot", help="the scorer that recall is measured for (default dot)")
         parser.add_argument("--recall", type=float, metavar="SHARE", help="the recall to reach, such as 0.99")
         parser.add_argument("--rank", type=int, metavar="N", help="dimensions of the codes (default: by recall)")
+        parser.add_argument("--trees", type=int, metavar="N", help="trees of an annoy index (default: by recall)")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="work on this directory, without a server or beside a running one"
     )
@@ -78,7 +79,7 @@ def _on_files(command: str, given: argparse.Namespace) -> int:
     told = [command, given.collection, *([given.id] if command == "drop" else []), "--data", str(given.data)]
     if command == "build":
         told += ["--kind", given.kind, "--scorer", given.scorer]
-        for name in ("checkpoint", "recall", "rank"):
+        for name in ("checkpoint", "recall", "rank", "trees"):
             value = getattr(given, name)
             told += [] if value is None else [f"--{name}", str(value)]
     told += ["--json"] if given.json else []

@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(store: OfflineStore, given: argparse.Namespace, report: Report) -> Any:
     if given.command == "build":
-        parameters = {} if given.rank is None else {"rank": given.rank}
+        parameters = {name: value for name in ("rank", "trees") if (value := getattr(given, name)) is not None}
         spec = Spec(kind=given.kind, scorer=given.scorer, recall=given.recall, parameters=parameters)
         return store.build(given.collection, given.checkpoint or "", spec, report)
     if given.command == "drop":
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scorer", default="dot")
     parser.add_argument("--recall", type=float, metavar="SHARE")
     parser.add_argument("--rank", type=int, metavar="N")
+    parser.add_argument("--trees", type=int, metavar="N")
     parser.add_argument("--json", action="store_true", help="print no progress")
     return parser
 
