@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crc32c import crc32c
+from tests.faults.lmdb_used import used_pages
 from tests.faults.store_images import ARRAYS, contents, make
 
 from covector.errors import InvalidInput, Unavailable
@@ -319,7 +320,8 @@ def test_a_catalog_that_is_gone_leaves_the_files_to_be_checked(closed: Path) -> 
 def test_pages_of_the_catalog_that_are_gone_cost_what_was_on_them(closed: Path, place: int) -> None:
     """Whatever page is wiped, damage to files is found, and no file is taken for nobody's."""
     catalog = bytearray((closed / "catalog.lmdb").read_bytes())
-    pages = [page for page in range(2, len(catalog) // 4096) if catalog[page * 4096 + 10] in (1, 2)]
+    used = used_pages(closed / "catalog.lmdb")
+    pages = [page for page in used if page > 1 and catalog[page * 4096 + 10] in (1, 2)]
     for page in pages[place::5]:
         catalog[page * 4096 : page * 4096 + 4096] = bytes(4096)
     (closed / "catalog.lmdb").write_bytes(catalog)

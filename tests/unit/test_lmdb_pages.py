@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
+from tests.faults.lmdb_used import used_pages
 
 from covector_server.check.lmdb_pages import FREE, PageReport, walk
 
@@ -167,7 +168,7 @@ def test_every_byte_of_a_header_counts(tmp_path: Path, sound: bytes) -> None:
         (1 - newest) * 4096 + offset for offset in (*range(8), *range(16, 24), *range(40, 46), *range(144, 152))
     ]
     path.write_bytes(sound)
-    free = set(range(2, len(sound) // 4096)) - set(_used_pages(path))
+    free = set(range(2, len(sound) // 4096)) - set(used_pages(path))
     for page in range(2, len(sound) // 4096):
         kind, lower = struct.unpack_from("<HH", sound, page * 4096 + 10)
         if page not in free and kind in (1, 2):
@@ -177,17 +178,6 @@ def test_every_byte_of_a_header_counts(tmp_path: Path, sound: bytes) -> None:
         flipped[offset] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         assert walk(path, MAP_BYTES).problems, f"byte {offset % 4096} of page {offset // 4096}"
-
-
-def _used_pages(path: Path) -> list[int]:
-    from covector_server.check import lmdb_pages
-
-    file = lmdb_pages.PageFile(path)
-    report = PageReport()
-    one = lmdb_pages._Walk(file, lmdb_pages._metas(file, report, None)[0], lambda: None)
-    one.run()
-    file.close()
-    return [page for page, state in enumerate(one._state) if state == 1]
 
 
 def test_a_file_cut_short(tmp_path: Path, sound: bytes) -> None:
@@ -202,7 +192,7 @@ def test_what_is_left_can_still_be_read(tmp_path: Path, sound: bytes) -> None:
     path.write_bytes(sound)
     before = walk(path, MAP_BYTES)
     leaf = next(
-        page for page in _used_pages(path) if page > 1 and struct.unpack_from("<H", sound, page * 4096 + 10)[0] == 2
+        page for page in used_pages(path) if page > 1 and struct.unpack_from("<H", sound, page * 4096 + 10)[0] == 2
     )
     damaged = bytearray(sound)
     damaged[leaf * 4096 : leaf * 4096 + 4096] = bytes(4096)
