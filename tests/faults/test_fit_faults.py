@@ -249,7 +249,7 @@ def test_what_a_process_left_is_swept_but_not_what_is_being_made(rig: FitRig, di
 
     def sweep(name: str) -> None:
         if name == "fit.written":
-            rig.fitter._sweep_at_s = 0.0
+            rig.fitter._sweeper._sweep_at_s = 0.0
             rig.fitter.step()
             swept.append(not orphan.exists())
 
@@ -284,7 +284,7 @@ def test_a_process_killed_while_it_fits_beside_an_open_store(rig: FitRig, step: 
     learnt = rows_of(rig)
     rig.write([COUNT], ROWS[:1], trak_q=Q[:1])
     rig.write([COUNT], OTHERS[:1], checkpoint="two", trak_q=Q[:1])
-    rig.fitter._sweep_at_s = 0.0
+    rig.fitter._sweeper._sweep_at_s = 0.0
     rig.fitter.step()
     assert rig.fit_directories() == rig.listed_directories()
     for status in rig.fits():  # what stood goes on with the rows that it was begun with

@@ -177,7 +177,7 @@ def test_what_a_process_left_is_swept_but_not_what_is_being_made(rig: IndexRig, 
 
     def sweep(name: str) -> None:
         if name == "index.coded":
-            rig.indexer._sweep_at_s = 0.0
+            rig.indexer._sweeper._sweep_at_s = 0.0
             rig.indexer.step()
             seen.append(rig.directories())
 
@@ -212,7 +212,7 @@ def test_a_process_killed_while_it_builds_beside_an_open_store(rig: IndexRig, st
     assert (record.id == old.id) == (step != "index.listed")
     assert rig.ask(QUERIES).index == record.id
     assert recall(rig, QUERIES) >= 0.9
-    rig.indexer._sweep_at_s = 0.0
+    rig.indexer._sweeper._sweep_at_s = 0.0
     rig.indexer.step()
     assert rig.directories() == [record.directory]
     assert rig.build().state == SUCCEEDED

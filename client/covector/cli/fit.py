@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from covector.cli.options import Parser, add_connection, command_parser, connected, require
+from covector.cli.options import (
+    Parser,
+    add_connection,
+    add_data,
+    become,
+    command_parser,
+    connected,
+    named_command,
+    require,
+)
 from covector.cli.table import print_table, said_bytes
 from covector.collection import Collection
 from covector.errors import InvalidInput
@@ -28,15 +36,9 @@ _WORDS = {
 
 def main(arguments: list[str]) -> int:
     """Runs one of the commands, and returns its exit status."""
-    parser = command_parser(
-        "fit",
-        "Learn what scorers need of the stored rows: trak, influence, datainf, trackstar, less.\n\n"
-        + "\n".join(f"  {name:6} {what}" for name, what in _WORDS.items()),
-        "covector fit create my-model trak --checkpoint epoch-1",
-    )
-    parser.add_argument("command", choices=_WORDS, metavar="COMMAND", help="one of those above")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
-    command = parser.parse_args(arguments).command
+    summary = "Learn what scorers need of the stored rows: trak, influence, datainf, trackstar, less."
+    example = "covector fit create my-model trak --checkpoint epoch-1"
+    command = named_command("fit", summary, _WORDS, example, arguments)
     given = _parser(command).parse_args(arguments[1:])
     if given.data is not None:
         return _on_files(command, given)
@@ -71,9 +73,7 @@ def _parser(command: str) -> Parser:
             metavar="FILE",
             help="for trackstar: a .npy of float[m, dim], or [checkpoints, m, dim] in the order of --checkpoint",
         )
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="work on this directory, without a server or beside a running one"
-    )
+    add_data(parser)
     add_connection(parser)
     return parser
 
@@ -122,8 +122,7 @@ def _on_files(command: str, given: argparse.Namespace) -> int:
             told += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
         told += ["--unit-rows"] if given.unit_rows else []
     told += ["--json"] if given.json else []
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "covector_server.jobs.fit_offline", *told])
+    become("covector_server.jobs.fit_offline", told)
 
 
 def _print_fits(found: list[FitInfo], given: argparse.Namespace) -> int:

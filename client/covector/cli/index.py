@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from covector.cli.options import Parser, add_connection, command_parser, connected, require
+from covector.cli.options import (
+    Parser,
+    add_connection,
+    add_data,
+    become,
+    command_parser,
+    connected,
+    named_command,
+    require,
+)
 from covector.cli.table import print_table, said_bytes
 from covector.types import IndexInfo
 
@@ -23,15 +29,9 @@ _WORDS = {
 
 def main(arguments: list[str]) -> int:
     """Runs one of the commands, and returns its exit status."""
-    parser = command_parser(
-        "index",
-        "Build, list and drop approximate search structures.\n\n"
-        + "\n".join(f"  {name:6} {what}" for name, what in _WORDS.items()),
-        "covector index build my-model --kind subspace --checkpoint epoch-1 --recall 0.99",
-    )
-    parser.add_argument("command", choices=_WORDS, metavar="COMMAND", help="one of those above")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
-    command = parser.parse_args(arguments).command
+    summary = "Build, list and drop approximate search structures."
+    example = "covector index build my-model --kind subspace --checkpoint epoch-1 --recall 0.99"
+    command = named_command("index", summary, _WORDS, example, arguments)
     given = _parser(command).parse_args(arguments[1:])
     if given.data is not None:
         return _on_files(command, given)
@@ -66,9 +66,7 @@ def _parser(command: str) -> Parser:
         parser.add_argument("--recall", type=float, metavar="SHARE", help="the recall to reach, such as 0.99")
         parser.add_argument("--rank", type=int, metavar="N", help="dimensions of the codes (default: by recall)")
         parser.add_argument("--trees", type=int, metavar="N", help="trees of an annoy index (default: by recall)")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="work on this directory, without a server or beside a running one"
-    )
+    add_data(parser)
     add_connection(parser)
     return parser
 
@@ -83,8 +81,7 @@ def _on_files(command: str, given: argparse.Namespace) -> int:
             value = getattr(given, name)
             told += [] if value is None else [f"--{name}", str(value)]
     told += ["--json"] if given.json else []
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "covector_server.jobs.index_offline", *told])
+    become("covector_server.jobs.index_offline", told)
 
 
 def _print_built(result: dict[str, Any], as_json: bool) -> int:

@@ -6,7 +6,8 @@ import argparse
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,28 @@ def command_parser(command: str, description: str, example: str) -> Parser:
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def named_command(program: str, summary: str, words: Mapping[str, str], example: str, arguments: list[str]) -> str:
+    """The command that ``covector PROGRAM COMMAND ...`` names; ``words``: what each is for."""
+    listed = "\n".join(f"  {name:6} {what}" for name, what in words.items())
+    parser = command_parser(program, f"{summary}\n\n{listed}", example)
+    parser.add_argument("command", choices=words, metavar="COMMAND", help="one of those above")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
+    return str(parser.parse_args(arguments).command)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds the option to work on files."""
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="work on this directory, without a server or beside a running one"
+    )
+
+
+def become(module: str, arguments: Sequence[str]) -> NoReturn:
+    """Replaces this process by ``python -m module``."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:

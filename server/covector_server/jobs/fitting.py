@@ -26,6 +26,7 @@ from covector_server.jobs.fit_building import (
 from covector_server.jobs.index_carrying import Forget, forget_nothing
 from covector_server.jobs.indexing import check_current
 from covector_server.jobs.operations import Operations, Progress
+from covector_server.jobs.sweeping import Sweeper
 from covector_server.limits import Limits
 from covector_server.metadata.records import FitRecord, OperationRecord
 from covector_server.query.checkpoints import find_checkpoint
@@ -42,8 +43,6 @@ from covector_server.storage.fit_files import (
 )
 from covector_server.storage.store import Store
 from covector_server.storage.view import CollectionView
-
-SWEEP_S = 30.0  # between two looks for directories that nothing lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,7 @@ class Fitter:
         self._limits = limits
         self._memory_bytes_max = memory_bytes_max
         self._forget = forget
-        self._clock = clock
-        self._sweep_at_s = clock() + SWEEP_S
+        self._sweeper = Sweeper(store, unlisted_fits, remove_unlisted_fits, forget, clock)
         self._running: dict[str, str] = {}  # operation by what is asked of it
         self._changing = threading.Lock()
 
@@ -128,29 +126,8 @@ class Fitter:
             retire_fit_directory(self._store, collection, directory, self._forget)
 
     def step(self) -> bool:
-        """Now and then has directories removed that nothing lists: what another process replaced, or left when it died.
-        For the maintenance thread; returns False, for there is no hurry."""
-        if self._clock() < self._sweep_at_s:
-            return False
-        self._sweep_at_s = self._clock() + SWEEP_S
-        for collection in self._store.collections():
-            try:
-                self._sweep(collection)
-            except CovectorError:
-                continue  # told when the list is read
-        return False
-
-    def _sweep(self, collection: StoredCollection) -> None:
-        store, id_ = self._store, collection.record.id
-        if not unlisted_fits(collection.directory, id_, store.catalog):
-            return
-
-        def remove() -> None:
-            for path in unlisted_fits(collection.directory, id_, store.catalog):
-                self._forget(path)
-            remove_unlisted_fits(collection.directory, id_, store.catalog, store.disk)
-
-        collection.remove_later(remove)
+        """As ``Sweeper.step``."""
+        return self._sweeper.step()
 
     def _run(
         self, collection: StoredCollection, names: Sequence[str], spec: FitSpec, progress: Progress, asked: str

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from covector.errors import Conflict, CovectorError, NotFound, near_matches
+from covector.errors import Conflict, NotFound, near_matches
 from covector_server.index.contract import Spec
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.index_building import ATTEMPTS, Place, build_index, check_spec, summary
 from covector_server.jobs.index_carrying import Forget, forget_nothing, retire_directory
 from covector_server.jobs.operations import Operations, Progress
+from covector_server.jobs.sweeping import Sweeper
 from covector_server.limits import Limits
 from covector_server.metadata.catalog import Writer
 from covector_server.metadata.records import IndexRecord, OperationRecord
@@ -28,8 +29,6 @@ from covector_server.storage.index_files import (
     unlisted,
 )
 from covector_server.storage.store import Store
-
-SWEEP_S = 30.0  # between two looks for directories that nothing lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,7 @@ class Indexer:
         self._operations = operations
         self._limits = limits
         self._forget = forget
-        self._clock = clock
-        self._sweep_at_s = clock() + SWEEP_S
+        self._sweeper = Sweeper(store, unlisted, remove_unlisted, forget, clock)
 
     def start(self, name: str, checkpoint: str, spec: Spec, request_id: str = "") -> OperationRecord:
         """Starts a build; the same request id again returns the operation it started. ``checkpoint`` may be empty if
@@ -106,29 +104,8 @@ class Indexer:
         retire_directory(self._store, collection, self._committer.call(drop).result(), self._forget)
 
     def step(self) -> bool:
-        """Now and then has directories removed that nothing lists: what another process replaced, or left when it died.
-        For the maintenance thread; returns False, for there is no hurry."""
-        if self._clock() < self._sweep_at_s:
-            return False
-        self._sweep_at_s = self._clock() + SWEEP_S
-        for collection in self._store.collections():
-            try:
-                self._sweep(collection)
-            except CovectorError:
-                continue  # told when the list is read
-        return False
-
-    def _sweep(self, collection: StoredCollection) -> None:
-        store, id_ = self._store, collection.record.id
-        if not unlisted(collection.directory, id_, store.catalog):
-            return
-
-        def remove() -> None:
-            for path in unlisted(collection.directory, id_, store.catalog):
-                self._forget(path)
-            remove_unlisted(collection.directory, id_, store.catalog, store.disk)
-
-        collection.remove_later(remove)
+        """As ``Sweeper.step``."""
+        return self._sweeper.step()
 
     def _build(self, collection: StoredCollection, name: str, spec: Spec, progress: Progress) -> IndexRecord:
         with collection.reading() as view:

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from covector.errors import InvalidInput, NotFound, near_matches
+from covector_server.query.question import CheckpointChoice, Question
 from covector_server.storage.view import CheckpointView, CollectionView
+
+
+def choices_of(question: Question) -> Sequence[CheckpointChoice]:
+    """The question's choices; a question that names none is about the only checkpoint there is."""
+    return question.checkpoints or (CheckpointChoice(""),)
+
+
+def checkpoints_of(view: CollectionView, question: Question) -> list[CheckpointView]:
+    """The checkpoints of a question, in its order. Raises as ``find_checkpoint`` does."""
+    return [find_checkpoint(view, choice.name) for choice in choices_of(question)]
 
 
 def find_checkpoint(view: CollectionView, name: str) -> CheckpointView:

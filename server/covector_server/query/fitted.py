@@ -9,8 +9,8 @@ from covector.attribution.scoring import Scorer, scorer_named, scorer_names
 from covector_server.fit.cache import FitCache
 from covector_server.fit.serving import fit_for
 from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.checkpoints import find_checkpoint
-from covector_server.query.question import CheckpointChoice, Question
+from covector_server.query.checkpoints import checkpoints_of
+from covector_server.query.question import Question
 from covector_server.storage.view import CheckpointView, CollectionView
 
 
@@ -22,7 +22,7 @@ def needs_fit(question: Question) -> bool:
 def with_fit(view: CollectionView, question: Question, fits: FitCache, cancelled: Cancelled) -> Question:
     """The question with the fit that its scorer needs, loaded: from here on it is this one that answers, whatever is
     fitted meanwhile. Raises as ``fit_for`` does, and NotFound for an unknown checkpoint."""
-    names = [find_checkpoint(view, choice.name).name for choice in question.checkpoints or (CheckpointChoice(""),)]
+    names = [checkpoint.name for checkpoint in checkpoints_of(view, question)]
     return replace(question, fit=fit_for(view, question.scorer, names, fits, lambda: check_cancelled(cancelled)))
 
 

@@ -24,9 +24,9 @@ from covector.errors import InvalidInput
 from covector_server.kernels.scan import exact_products, fast_products, padded, relative_error
 from covector_server.kernels.topk import Scored
 from covector_server.limits import Limits
-from covector_server.query.checkpoints import find_checkpoint
+from covector_server.query.checkpoints import checkpoints_of, choices_of
 from covector_server.query.fitted import scorers_of
-from covector_server.query.question import CheckpointChoice, Missing, Question, Reduce
+from covector_server.query.question import Missing, Question, Reduce
 from covector_server.storage.view import CheckpointView, CollectionView, Strip, Tile
 
 
@@ -95,8 +95,8 @@ def plan_question(view: CollectionView, question: Question, limits: Limits) -> P
     do not fit, LimitExceeded for too many vectors.
     """
     _check_space(view, question)
-    choices = question.checkpoints or (CheckpointChoice(""),)
-    checkpoints = _choose_checkpoints(view, choices)
+    checkpoints, choices = checkpoints_of(view, question), choices_of(question)
+    _check_named_once(checkpoints)
     _check_vectors(view, question, [checkpoint.name for checkpoint in checkpoints], limits)
     scorers = scorers_of(view, question, checkpoints)
     for checkpoint, choice, scorer in zip(checkpoints, choices, scorers, strict=True):
@@ -111,11 +111,9 @@ def plan_question(view: CollectionView, question: Question, limits: Limits) -> P
     return Plan(tuple(terms), question.reduce == "max", question.missing)
 
 
-def _choose_checkpoints(view: CollectionView, choices: Sequence[CheckpointChoice]) -> list[CheckpointView]:
-    found = [find_checkpoint(view, choice.name) for choice in choices]
-    if len({checkpoint.name for checkpoint in found}) < len(found):
+def _check_named_once(checkpoints: Sequence[CheckpointView]) -> None:
+    if len({checkpoint.name for checkpoint in checkpoints}) < len(checkpoints):
         raise InvalidInput("a checkpoint is named twice; name each once", field="checkpoints")
-    return found
 
 
 def _check_space(view: CollectionView, question: Question) -> None:

@@ -13,9 +13,9 @@ from covector.blocks import decode_key
 from covector.errors import InvalidInput, NotFound
 from covector.types import GradientKind
 from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.checkpoints import find_checkpoint
+from covector_server.query.checkpoints import checkpoints_of
 from covector_server.query.fitted import scorers_of
-from covector_server.query.question import CheckpointChoice, Missing, Question, ScoreBlock
+from covector_server.query.question import Missing, Question, ScoreBlock
 from covector_server.storage.damage import OnDamage
 from covector_server.storage.view import CheckpointView, CollectionView, Tile
 
@@ -36,7 +36,7 @@ def with_stored_vectors(view: CollectionView, question: Question, keys: Sequence
     if len(unknown):
         key = decode_key(keys[int(unknown[0])])
         raise NotFound(f"no row {key!r} in {view.name!r}: it cannot be a query", key=key)
-    checkpoints = [find_checkpoint(view, choice.name) for choice in question.checkpoints or (CheckpointChoice(""),)]
+    checkpoints = checkpoints_of(view, question)
     vectors = [_gradients(checkpoint, row_ids, keys) for checkpoint in checkpoints]
     kinds = {checkpoint.kind for checkpoint in checkpoints}
     kind = kinds.pop() if len(kinds) == 1 else GradientKind()
@@ -72,7 +72,7 @@ def plan_self_scan(
     view: CollectionView, question: Question, mask: Mask | None, cancelled: Cancelled, on_damage: OnDamage | None
 ) -> SelfScan:
     """Raises NotFound for an unknown scorer or checkpoint, and as ``FitUse.scorers`` does."""
-    checkpoints = [find_checkpoint(view, choice.name) for choice in question.checkpoints or (CheckpointChoice(""),)]
+    checkpoints = checkpoints_of(view, question)
     scorers = scorers_of(view, question, checkpoints)
     weights = scorers[0].checkpoint_weights([checkpoint.eta for checkpoint in checkpoints])
     terms = tuple(zip(checkpoints, scorers, weights, strict=True))
