@@ -7,11 +7,12 @@
    ZERO, LOAD(at), WIDEN(at), MULTIPLY_ADD(a, b, c), SUM(a)
                     LOAD takes float32; WIDEN takes float16 and widens exactly; SUM adds in a tree of log2(LANES) levels
    WIDE_ROWS        rows at once against four vectors, once they are widened: what the registers hold
+   STRANDS          sums side by side of one row with one vector, so that additions need not wait for each other
 
    A sum runs lane by lane over at most BLOCK_STEPS vectors, then over the lanes, and is added to others in float64. */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
-#define UNROLL _Pragma("GCC unroll 6")
+#define UNROLL _Pragma("GCC unroll 8")
 #define BLOCK_DIM (BLOCK_STEPS * LANES)
 
 /* Adds to sums[v][r] the products of vectors and rows over some steps, and to squares[r] those of rows with themselves.
@@ -41,6 +42,67 @@ INLINE void NAME(direct_tile)(const uint8_t *const *rows, const float *vectors, 
     {
         squares[r] += (double)SUM(square[r]);
         UNROLL for (int v = 0; v < vector_count; v++) sums[v][r] += (double)SUM(sum[v][r]);
+    }
+}
+
+/* Adds to sums[v] the products of some vectors with one row over some steps, and to *square that of the row with
+   itself. strand_count: sums side by side, so that additions need not wait for each other. */
+INLINE void NAME(strands)(const uint8_t *row, const float *vectors, size_t vector_stride, size_t step_count,
+                          const int strand_count, const int vector_count, double *sums, double *square)
+{
+    vector sum[2][STRANDS], squares[STRANDS];
+    UNROLL for (int s = 0; s < strand_count; s++)
+    {
+        squares[s] = ZERO;
+        UNROLL for (int v = 0; v < vector_count; v++) sum[v][s] = ZERO;
+    }
+    size_t step = 0;
+    for (; step + (size_t)strand_count <= step_count; step += (size_t)strand_count) {
+        UNROLL for (int s = 0; s < strand_count; s++)
+        {
+            size_t at = LANES * (step + (size_t)s);
+            vector part = WIDEN(row + 2 * at);
+            squares[s] = MULTIPLY_ADD(part, part, squares[s]);
+            UNROLL for (int v = 0; v < vector_count; v++)
+                sum[v][s] = MULTIPLY_ADD(part, LOAD(vectors + (size_t)v * vector_stride + at), sum[v][s]);
+        }
+    }
+    for (; step < step_count; step++) {
+        vector part = WIDEN(row + 2 * LANES * step);
+        squares[0] = MULTIPLY_ADD(part, part, squares[0]);
+        UNROLL for (int v = 0; v < vector_count; v++)
+            sum[v][0] = MULTIPLY_ADD(part, LOAD(vectors + (size_t)v * vector_stride + LANES * step), sum[v][0]);
+    }
+    UNROLL for (int s = 1; s < strand_count; s++)
+    {
+        squares[0] += squares[s];
+        UNROLL for (int v = 0; v < vector_count; v++) sum[v][0] += sum[v][s];
+    }
+    *square += (double)SUM(squares[0]);
+    UNROLL for (int v = 0; v < vector_count; v++) sums[v] += (double)SUM(sum[v][0]);
+}
+
+/* Rows one at a time against one or two vectors: memory is read in one stream, which processors foresee better than
+   several. Only where the vectors stay in the first cache, since each row meets them anew. */
+INLINE void NAME(stream)(const struct scan *scan, const int strand_count, const int vector_count)
+{
+    const size_t whole = scan->dim - scan->dim % LANES, stride = scan->vector_stride;
+    for (size_t i = 0; i < scan->row_count; i++) {
+        const uint8_t *row = row_at(scan, i);
+        double sums[2] = {0}, square = 0;
+        for (size_t start = 0; start < whole; start += BLOCK_DIM) {
+            size_t width = whole - start < BLOCK_DIM ? whole - start : BLOCK_DIM;
+            NAME(strands)(row + 2 * start, scan->vectors + start, stride, width / LANES, strand_count, vector_count, sums,
+                          &square);
+        }
+        if (whole < scan->dim) {
+            uint16_t rest[LANES] = {0};
+            memcpy(rest, row + 2 * whole, 2 * (scan->dim - whole));
+            NAME(strands)((const uint8_t *)rest, scan->vectors + whole, stride, 1, 1, vector_count, sums, &square);
+        }
+        scan->squares[i] = square;
+        for (int v = 0; v < vector_count; v++)
+            scan->products[(size_t)v * scan->row_count + i] = sums[v];
     }
 }
 
@@ -78,9 +140,10 @@ INLINE void NAME(direct_rows)(const struct scan *scan, const int row_count, cons
 
 static TARGET void NAME(direct)(const struct scan *scan)
 {
+    const int streams = scan->dim >= STREAM_DIM && scan->vector_count * scan->vector_stride <= STREAM_FLOATS;
     switch (scan->vector_count) {
-    case 1: NAME(direct_rows)(scan, 6, 1); break;
-    case 2: NAME(direct_rows)(scan, 4, 2); break;
+    case 1: streams ? NAME(stream)(scan, STRANDS, 1) : NAME(direct_rows)(scan, 6, 1); break;
+    case 2: streams ? NAME(stream)(scan, STRANDS / 2, 2) : NAME(direct_rows)(scan, 4, 2); break;
     case 3: NAME(direct_rows)(scan, 4, 3); break;
     default: NAME(direct_rows)(scan, 4, 4);
     }
@@ -211,3 +274,4 @@ static TARGET void NAME(exact)(const struct exact_scan *scan, float *wide)
 #undef MULTIPLY_ADD
 #undef SUM
 #undef WIDE_ROWS
+#undef STRANDS
