@@ -31,7 +31,7 @@ from covector_server.query.cancellation import Cancelled, check_cancelled, never
 from covector_server.query.engine import plan_top_k, stages_of, top_k, top_k_by_index
 from covector_server.query.planner import Plan, Term
 from covector_server.query.question import Question, TopKAnswer
-from covector_server.query.scan import Scan, blocks_by_arrival
+from covector_server.query.scan import Scan, scan_each
 from covector_server.query.topk import Selection
 from covector_server.query.workers import Workers
 from covector_server.storage.view import CollectionView
@@ -260,13 +260,15 @@ class SharedScans:
             plan=_together([member.scan.plan for member in members]),
             cancelled=lambda: not any(member.is_wanted() for member in members),
         )
-        started = time.perf_counter()
-        for block in blocks_by_arrival(everyone):
-            first = 0
-            for member in members:
-                part = slice(first, first + member.scan.plan.group_count)
-                first = part.stop
+        stops = np.cumsum([member.scan.plan.group_count for member in members]).tolist()
+        parts = [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+        def offer(block: Scored) -> None:
+            for member, part in zip(members, parts, strict=True):
                 member.offer(block, part)
+
+        started = time.perf_counter()
+        scan_each(everyone, offer)
         scan_s = time.perf_counter() - started
         for member in members:
             member.one.finish = partial(member.answer, view, scan_s)
