@@ -113,18 +113,19 @@ static inline TARGET float sum_eight(__m256 a)
 #include "scan_tiles.h"
 #endif
 
+/* direct_vectors: at most, for which rows are widened in registers, anew for each four vectors. */
 struct paths {
-    size_t block_dim;
+    size_t block_dim, direct_vectors;
     void (*direct)(const struct scan *scan);
     void (*wide)(const struct scan *scan, float *wide);
     void (*exact)(const struct exact_scan *scan, float *wide);
 };
 
 static const struct paths all_paths[] = {
-    {BLOCK_STEPS * 4, direct_plain, wide_plain, exact_plain},
+    {BLOCK_STEPS * 4, TILE_VECTORS, direct_plain, wide_plain, exact_plain},
 #ifdef COVECTOR_X86
-    {BLOCK_STEPS * 8, direct_avx2, wide_avx2, exact_avx2},
-    {BLOCK_STEPS * 16, direct_avx512, wide_avx512, exact_avx512},
+    {BLOCK_STEPS * 8, TILE_VECTORS, direct_avx2, wide_avx2, exact_avx2},
+    {BLOCK_STEPS * 16, 3 * TILE_VECTORS, direct_avx512, wide_avx512, exact_avx512},
 #endif
 };
 
@@ -147,7 +148,7 @@ COVECTOR_API int32_t covector_products(int32_t path, const struct covector_rows 
                         rows->stride_bytes, rows->first, rows->row_count, rows->dim, vector_count, vector_stride};
     if (!scan.row_count)
         return 1;
-    if (vector_count <= TILE_VECTORS) {
+    if (vector_count <= chosen->direct_vectors) {
         chosen->direct(&scan);
         return 1;
     }

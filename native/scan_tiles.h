@@ -106,47 +106,57 @@ INLINE void NAME(stream)(const struct scan *scan, const int strand_count, const 
     }
 }
 
-/* Some rows against all of at most TILE_VECTORS vectors. At the end of a list the last row is repeated, for nothing. */
-INLINE void NAME(direct_rows)(const struct scan *scan, const int row_count, const int vector_count)
+/* Some rows against some vectors, from the v-th on. At the end of a list the last row is repeated, for nothing. */
+INLINE void NAME(direct_rows)(const struct scan *scan, size_t i, size_t v, const int row_count, const int vector_count)
 {
-    const size_t whole = scan->dim - scan->dim % LANES;
-    for (size_t i = 0; i < scan->row_count; i += (size_t)row_count) {
-        const uint8_t *rows[TILE_MAX], *at[TILE_MAX];
-        double sums[TILE_MAX][TILE_MAX] = {{0}}, squares[TILE_MAX] = {0};
+    const size_t whole = scan->dim - scan->dim % LANES, stride = scan->vector_stride;
+    const float *vectors = scan->vectors + v * stride;
+    const uint8_t *rows[TILE_MAX], *at[TILE_MAX];
+    double sums[TILE_MAX][TILE_MAX] = {{0}}, squares[TILE_MAX] = {0};
+    for (int r = 0; r < row_count; r++)
+        rows[r] = row_at(scan, i + (size_t)r < scan->row_count ? i + (size_t)r : scan->row_count - 1);
+    for (size_t start = 0; start < whole; start += BLOCK_DIM) {
+        size_t width = whole - start < BLOCK_DIM ? whole - start : BLOCK_DIM;
         for (int r = 0; r < row_count; r++)
-            rows[r] = row_at(scan, i + (size_t)r < scan->row_count ? i + (size_t)r : scan->row_count - 1);
-        for (size_t start = 0; start < whole; start += BLOCK_DIM) {
-            size_t width = whole - start < BLOCK_DIM ? whole - start : BLOCK_DIM;
-            for (int r = 0; r < row_count; r++)
-                at[r] = rows[r] + 2 * start;
-            NAME(direct_tile)(at, scan->vectors + start, scan->vector_stride, width / LANES, row_count, vector_count, sums,
-                              squares);
+            at[r] = rows[r] + 2 * start;
+        NAME(direct_tile)(at, vectors + start, stride, width / LANES, row_count, vector_count, sums, squares);
+    }
+    if (whole < scan->dim) {
+        uint16_t rest[TILE_MAX][LANES] = {{0}};
+        for (int r = 0; r < row_count; r++) {
+            memcpy(rest[r], rows[r] + 2 * whole, 2 * (scan->dim - whole));
+            at[r] = (const uint8_t *)rest[r];
         }
-        if (whole < scan->dim) {
-            uint16_t rest[TILE_MAX][LANES] = {{0}};
-            for (int r = 0; r < row_count; r++) {
-                memcpy(rest[r], rows[r] + 2 * whole, 2 * (scan->dim - whole));
-                at[r] = (const uint8_t *)rest[r];
-            }
-            NAME(direct_tile)(at, scan->vectors + whole, scan->vector_stride, 1, row_count, vector_count, sums, squares);
-        }
-        for (int r = 0; r < row_count && i + (size_t)r < scan->row_count; r++) {
-            scan->squares[i + (size_t)r] = squares[r];
-            for (int v = 0; v < vector_count; v++)
-                scan->products[(size_t)v * scan->row_count + i + (size_t)r] = sums[v][r];
-        }
+        NAME(direct_tile)(at, vectors + whole, stride, 1, row_count, vector_count, sums, squares);
+    }
+    for (int r = 0; r < row_count && i + (size_t)r < scan->row_count; r++) {
+        scan->squares[i + (size_t)r] = squares[r];
+        for (int n = 0; n < vector_count; n++)
+            scan->products[(v + (size_t)n) * scan->row_count + i + (size_t)r] = sums[n][r];
     }
 }
 
+/* Few vectors against all rows. The vectors are taken by fours, which find the rows in the first or second cache. */
 static TARGET void NAME(direct)(const struct scan *scan)
 {
     const int streams = scan->dim >= STREAM_DIM && scan->vector_count * scan->vector_stride <= STREAM_FLOATS;
-    switch (scan->vector_count) {
-    case 1: streams ? NAME(stream)(scan, STRANDS, 1) : NAME(direct_rows)(scan, 6, 1); break;
-    case 2: streams ? NAME(stream)(scan, STRANDS / 2, 2) : NAME(direct_rows)(scan, 4, 2); break;
-    case 3: NAME(direct_rows)(scan, 4, 3); break;
-    default: NAME(direct_rows)(scan, 4, 4);
+    if (scan->vector_count == 1 && streams) {
+        NAME(stream)(scan, STRANDS, 1);
+        return;
     }
+    if (scan->vector_count == 2 && streams) {
+        NAME(stream)(scan, STRANDS / 2, 2);
+        return;
+    }
+    const size_t row_count = scan->vector_count == 1 ? 6 : 4;
+    for (size_t i = 0; i < scan->row_count; i += row_count)
+        for (size_t v = 0; v < scan->vector_count; v += TILE_VECTORS)
+            switch (scan->vector_count - v) {
+            case 1: row_count == 6 ? NAME(direct_rows)(scan, i, v, 6, 1) : NAME(direct_rows)(scan, i, v, 4, 1); break;
+            case 2: NAME(direct_rows)(scan, i, v, 4, 2); break;
+            case 3: NAME(direct_rows)(scan, i, v, 4, 3); break;
+            default: NAME(direct_rows)(scan, i, v, 4, 4);
+            }
 }
 
 /* Adds to products[v * product_stride + r]. rows: widened, BLOCK_DIM apart. */
