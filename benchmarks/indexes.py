@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/indexes.py --gradients DIR/gradients.npy --queries DIR/queries.npy
     OMP_NUM_THREADS=1 python benchmarks/indexes.py --rows 60000 --dim 4096
 
-Without files the rows are made: deviations along fixed directions fall as a power, norms spread over two decades.
-Queries are rows of the same kind that are not stored. All runs in one process on one thread, without a wire. The time
-of a query is given beside an exact scan by this version, and beside the time in which one thread reads the bytes of the
-rows from memory, which no exact scan on one thread can beat. index_peer.py has the same of faiss's HNSW.
+Without files the rows are made, as gradient_rows.py says. Queries are rows of the same kind that are not stored. All
+runs in one process on one thread, without a wire. The time of a query is given beside an exact scan by this version,
+and beside the time in which one thread reads the bytes of the rows from memory, which no exact scan on one thread can
+beat. index_peer.py has the same of faiss's HNSW.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gradient_rows import BATCH_ROWS, made_rows
 
 from covector.types import Space
 from covector_server.index.cache import IndexCache
@@ -38,9 +39,7 @@ from covector_server.storage.index_files import list_index
 from covector_server.storage.store import Store
 from covector_server.testing.batches import batch_of
 
-BATCH_ROWS = 2048
 TIMES = 5
-DIRECTIONS = 1500
 
 
 def main() -> None:
@@ -87,16 +86,6 @@ def rows_and_queries(given: argparse.Namespace) -> tuple[Iterator[np.ndarray], n
         queries = np.load(given.queries)
     starts = range(0, len(rows), BATCH_ROWS)
     return (np.array(rows[start : start + BATCH_ROWS]) for start in starts), queries.astype(np.float32)
-
-
-def made_rows(row_count: int, dim: int, seed: int) -> Iterator[np.ndarray]:
-    directions = np.random.default_rng(99).standard_normal((DIRECTIONS, dim), dtype=np.float32)
-    directions *= (np.arange(1, DIRECTIONS + 1, dtype=np.float32) ** -0.7)[:, None]
-    rng = np.random.default_rng(seed)
-    for start in range(0, row_count, BATCH_ROWS):
-        count = min(BATCH_ROWS, row_count - start)
-        rows = rng.standard_normal((count, DIRECTIONS), dtype=np.float32) @ directions
-        yield rows * np.exp(rng.standard_normal((count, 1), dtype=np.float32))
 
 
 def fill(store: Store, pieces: Iterator[np.ndarray], dim: int) -> None:
