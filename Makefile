@@ -24,7 +24,7 @@ SOURCES := client server scripts native tests benchmarks examples hatch_build.py
 KERNELS := server/covector_server/kernels/libcovector.so
 
 .PHONY: help demo test format lint types imports proto unit chaos power image-check stubs clean
-.PHONY: bench-ingest bench-search bench-smoke bench-peers oracles bench-lds
+.PHONY: bench-ingest bench-search bench-curve bench-smoke bench-peers oracles bench-lds
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,9 +79,13 @@ bench-ingest: $(VENV)/dev.stamp $(KERNELS) bench-peers  ## Every figure of inges
 bench-search: $(VENV)/dev.stamp $(KERNELS) bench-peers  ## Every figure of exact search, on an idle machine (ARGS="--only wire")
 	@$(BIN)/python benchmarks/search.py --peer-python $(PEERS)/bin/python $(ARGS)
 
+bench-curve: $(VENV)/dev.stamp $(KERNELS)  ## Latency against rows, 1e4 to 1e7: table and plot, half an hour (ARGS="--dim 64")
+	@$(BIN)/python benchmarks/search_curve.py $(ARGS)
+
 bench-smoke: $(VENV)/dev.stamp $(KERNELS)  ## Do the benchmarks run? Small sizes, no results
 	@$(BIN)/python benchmarks/ingest.py --quick $(ARGS)
 	@$(BIN)/python benchmarks/search.py --quick --peer-python $(PEERS)/bin/python $(ARGS)
+	@$(BIN)/python benchmarks/search_curve.py --quick $(ARGS)
 
 bench-peers: $(PEERS)/peers.stamp  ## Other databases, for comparisons, in an environment of their own
 

@@ -32,6 +32,7 @@ from search_exact import K
 from search_store import MemoryFloor
 
 import covector
+from covector.types import IndexInfo
 
 SIZES: dict[int, tuple[int, ...]] = {
     64: (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000),
@@ -74,7 +75,8 @@ def measured(directory: Path, dim: int, sizes: Sequence[int], rounds: int) -> Cu
     ):
         growing = Growing(directory, server, client.collection(COLLECTION), rounds)
         growing.grow(FEW_ROWS)
-        fixed_s = statistics.median(growing.asked(exact=True, seed=n).p50_s for n in range(rounds))
+        growing.warm()
+        fixed_s = statistics.median(growing.asked(exact=True, seed=number).p50_s for number in range(rounds))
         found = []
         for row_count in sizes:
             found.append(growing.measure(row_count))
@@ -99,7 +101,7 @@ class Asked:
     def recall_of(self, other: Asked) -> float:
         """The share of these answers' proponents that the others have."""
         pairs = zip(self.answers, other.answers, strict=True)
-        return float(np.mean([_shared(ours[0].proponents, theirs[0].proponents) for ours, theirs in pairs]))
+        return statistics.mean(_shared(ours[0].proponents, theirs[0].proponents) for ours, theirs in pairs)
 
 
 def _shared(exact: Sequence[covector.Hit], found: Sequence[covector.Hit]) -> float:
@@ -128,36 +130,43 @@ class Growing:
         """The queries of a round."""
         return Asked(self._collection, next(made_rows(QUERIES, self._dim, QUERY_SEED + seed)), exact=exact)
 
-    def measure(self, row_count: int) -> Size:
-        """Grows the store, builds the index, asks."""
-        ingest_s = self.grow(row_count)
+    def warm(self) -> None:
+        """Asks once before it counts: what is stored is verified and mapped then."""
+        for exact in (True, False):
+            self.asked(exact=exact, seed=self._rounds)
+
+    def indexed(self) -> tuple[IndexInfo, float]:
+        """The index of the rows that stand now, and the seconds of its build."""
         began_s = time.perf_counter()
         self._collection.build_index("subspace", recall=RECALL).wait()
         build_s = time.perf_counter() - began_s
         (index,) = self._collection.indexes()
-        floor = MemoryFloor(self._directory, 2 * self._dim * row_count)
-        for exact in (True, False):
-            self.asked(exact=exact, seed=self._rounds)  # verifies what is stored and maps it
-        reads_s, exact_rounds, planned_rounds = [], [], []
+        return index, build_s
+
+    def measure(self, row_count: int) -> Size:
+        """Grows the store, builds the index, asks."""
+        ingest_s, (index, build_s) = self.grow(row_count), self.indexed()
+        size_bytes = 2 * self._dim * row_count
+        floor = MemoryFloor(self._directory, size_bytes)
+        self.warm()
+        reads_s, exact, planned = [], [], []
         for number in range(self._rounds):
-            reads_s.append(2 * self._dim * row_count / floor.bytes_per_s())
-            exact_rounds.append(self.asked(exact=True, seed=number))
-            planned_rounds.append(self.asked(exact=False, seed=number))
-        answer = planned_rounds[0].answers[0]
+            reads_s.append(size_bytes / floor.bytes_per_s())
+            exact.append(self.asked(exact=True, seed=number))
+            planned.append(self.asked(exact=False, seed=number))
+        answer = planned[0].answers[0]
         return Size(
             dim=self._dim,
             row_count=row_count,
             read_s=statistics.median(reads_s),
-            exact_s=statistics.median(asked.p50_s for asked in exact_rounds),
-            planned_s=statistics.median(asked.p50_s for asked in planned_rounds),
+            exact_s=statistics.median(asked.p50_s for asked in exact),
+            planned_s=statistics.median(asked.p50_s for asked in planned),
             by_index=answer.index is not None,
             reason=answer.reason,
-            recall=float(
-                np.mean([one.recall_of(other) for one, other in zip(exact_rounds, planned_rounds, strict=True)])
-            ),
+            recall=statistics.mean(one.recall_of(other) for one, other in zip(exact, planned, strict=True)),
             index_recall=index.recall["recall@10"],
             index_parameters=index.parameters | {"oversampling": index.oversampling},
-            index_share=index.size_bytes / (2 * self._dim * row_count),
+            index_share=index.size_bytes / size_bytes,
             ingest_s=ingest_s,
             build_s=build_s,
             server_anonymous_bytes=anonymous_bytes(self._server.pid),
