@@ -416,7 +416,9 @@ def test_a_fit_follows_its_rows(rig: FitRig, rules: Rules, method: str) -> None:
     assert rig.compact(rules)["fits_influenced"] == {fit_id: 220}
     rig.fitted(method)  # anew, without them
     rows = rows_of(rig, keys)
-    fit = fit_arrays(method, rows, trak_q={"one": Q[keys], "two": Q[keys]} if method == "trak" else None, by_layer=False)
+    fit = fit_arrays(
+        method, rows, trak_q={"one": Q[keys], "two": Q[keys]} if method == "trak" else None, by_layer=False
+    )
     mine = fit.scores(
         {"one": QUERIES, "two": QUERIES}, rows, trak_q={"one": Q[keys], "two": Q[keys]} if method == "trak" else None
     )

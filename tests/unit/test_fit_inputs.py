@@ -128,16 +128,14 @@ def test_fewer_rows_came_than_the_rank() -> None:
 
 
 def test_datainf_without_blocks_is_told_to_take_all_for_one_layer() -> None:
-    with pytest.raises(InvalidInput, match=r"datainf works layer by layer, but the space has no blocks.*by_layer=False"):
+    with pytest.raises(InvalidInput, match=r"datainf works layer by layer, but the space has no.*by_layer=False"):
         fit("datainf", ROWS)
-    with pytest.raises(InvalidInput, match=r"by_layer=True, but the space has no blocks.*CountSketch\(blocks='layer'\)"):
+    with pytest.raises(InvalidInput, match=r"by_layer=True, but the space has no blocks.*CountSketch"):
         fit("datainf", ROWS, by_layer=True)
     whole = fit("datainf", ROWS, by_layer=False)
     assert whole.notes == ("datainf works layer by layer; here all coordinates are one layer of 12 parameters",)
     one = Space(dim=12, blocks=(Block("all", 0, 12, 12),))
-    np.testing.assert_array_equal(
-        whole.scores(QUERIES, ROWS), fit("datainf", ROWS, space=one).scores(QUERIES, ROWS)
-    )
+    np.testing.assert_array_equal(whole.scores(QUERIES, ROWS), fit("datainf", ROWS, space=one).scores(QUERIES, ROWS))
     assert fit("datainf", ROWS, space=SPACE).notes == ()
 
 

@@ -144,7 +144,7 @@ def test_several_checkpoints(rig: FitRig, method: str) -> None:
     assert sorted(part.checkpoint for part in rig.fit_record(fit_id).covered) == ["one", "two"]
     queries = {"one": QUERIES, "two": decaying(5, DIM, seed=6).astype(np.float64)}
     both = np.stack([queries["one"], queries["two"]])
-    one_layer = {"by_layer": False} if method == "datainf" else {}
+    one_layer: dict[str, Any] = {"by_layer": False} if method == "datainf" else {}
     fit = fit_arrays(method, rows, trak_q=q if method == "trak" else None, **one_layer)
     expected = fit.scores(queries, rows, trak_q=q if method == "trak" else None)
     found = rig.scored(both, method, ["one", "two"])

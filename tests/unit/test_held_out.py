@@ -36,9 +36,7 @@ def plain_score(rows: Float64, damping: float, spans: Sequence[tuple[int, int]] 
         moments = rest[:, start:stop].T @ rest[:, start:stop] / len(rest)
         unit = mean_eigenvalue(moments, len(rest))
         damped[start:stop, start:stop] = moments + damping * unit * np.eye(stop - start)
-    likelihoods = []
-    for row in held:
-        likelihoods.append(-(np.linalg.slogdet(damped)[1] + row @ np.linalg.solve(damped, row)) / 2)
+    likelihoods = [-(np.linalg.slogdet(damped)[1] + row @ np.linalg.solve(damped, row)) / 2 for row in held]
     return float(np.mean(likelihoods))
 
 

@@ -167,8 +167,8 @@ def fit(
     ``etas``: the checkpoints' weights, 1 each by default; ``damping``: in units of the mean nonzero eigenvalue
     (datainf: of the mean squared entry), None for the default, or several candidates, of which ``held_out`` (fit -> a
     number, larger is better) chooses, or else rows held out of the moments (``attribution.held_out``), as with
-    ``damping="held_out"``; over several checkpoints the rows of the first choose for all; ``task_gradients``: the query task's, for trackstar; ``space``: says the layers
-    of bare arrays. The rest as in ``plan_fit``.
+    ``damping="held_out"``; over several checkpoints the rows of the first choose for all. ``task_gradients``:
+    the query task's, for trackstar; ``space``: says the layers of bare arrays. The rest as in ``plan_fit``.
 
     Raises NotFound for an unknown method, InvalidInput for what does not fit, LimitExceeded for more memory than
     ``memory_bytes_max``.

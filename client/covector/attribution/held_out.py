@@ -34,7 +34,10 @@ ROWS_BYTES = 256 << 20
 class Means(Protocol):
     """Means over some rows, as ``RowSums`` has them."""
 
-    row_count: int
+    @property
+    def row_count(self) -> int:
+        """How many rows."""
+        ...
 
     def mean(self, number: int) -> Float64:
         """Of a layer's sum; a copy."""

@@ -30,8 +30,8 @@ TASK_SHARE = 0.9
 class FitPlan:
     """A fit of one checkpoint, checked. ``layers`` lie end to end over [0, dim); a fit that is not by layer has one.
     ``rank`` is None for a dense fit. ``dampings``: the candidates, in the method's unit; the first is the one that is
-    taken if none is chosen. ``holds_out``: whether rows are held out to choose by (``held_out``). ``notes``: what a user
-    should know of the choices made."""
+    taken if none is chosen. ``holds_out``: whether rows are held out to choose by (``held_out``). ``notes``: what a
+    user should know of the choices made."""
 
     method: Method
     dim: int
@@ -141,8 +141,9 @@ def plan_fit(
     ``damping``: in the method's unit, one or several candidates to choose among, None for the default; ``holds_out``:
     choose among them by rows held out, which ``damping="held_out"`` does among its own; ``rank``: None for a dense fit
     as far as dim and memory allow; ``by_layer``: whether each layer of the space is fitted alone, None for the method's
-    habit, False for all coordinates as one layer; ``unit_rows``: rows and queries count by their direction; ``range_passes``: passes to find
-    the directions of a low-rank fit; ``task_share``: of the task's gradients in TrackStar's moments, default 0.9.
+    habit, False for all coordinates as one layer; ``unit_rows``: rows and queries count by their direction;
+    ``range_passes``: passes to find the directions of a low-rank fit; ``task_share``: of the task's gradients in
+    TrackStar's moments, default 0.9.
 
     Raises NotFound for an unknown method, InvalidInput for what cannot be, LimitExceeded for what needs more memory
     than ``memory_bytes_max``; the messages say what can.
@@ -237,7 +238,9 @@ def _dampings(rule: Method, damping: float | Sequence[float] | None) -> tuple[fl
         if not (math.isfinite(value) and value >= 0):
             raise InvalidInput(f"damping is {value}; it is a number from 0 on, in units of the {rule.damping_unit}")
     if len(given) > 1 and rule.curvature == "mean_of_inverses":
-        raise InvalidInput(f"{rule.name} damps each row's own term, so a fit has one damping; give one", field="damping")
+        raise InvalidInput(
+            f"{rule.name} damps each row's own term, so a fit has one damping; give one", field="damping"
+        )
     return tuple(float(value) for value in given)
 
 

@@ -69,8 +69,8 @@ def _parser(command: str) -> Parser:
             "--damping",
             action="append",
             metavar="X",
-            help="in the method's unit (default: the method's); given several times, or as held_out for a decade around "
-            "the usual default, rows held out of the moments choose",
+            help="in the method's unit (default: the method's); given several times, or as held_out for a decade "
+            "around the usual default, rows held out of the moments choose",
         )
         parser.add_argument("--rank", type=int, metavar="N", help="of a low-rank fit (default: dense)")
         add_layers(parser)

@@ -228,8 +228,9 @@ class FitRecord(Record):
 
     ``parameters``: what was asked for, as JSON values; the same again is the same fit. ``parts``: fields of
     ``FitPart``, one for each checkpoint that is done. ``damping`` in units of ``damping_unit``; ``damping_scores``:
-    (candidate, what the rows held out said of it), empty if they did not choose; ``rank``: None for a dense fit; ``notes``: what a user should know of the choices made. A fit that is not finished has the files of its
-    ``state``, None before the first: where the checkpoint of id ``state_checkpoint_id`` stands.
+    (candidate, what the rows held out said of it), empty if they did not choose; ``rank``: None for a dense fit;
+    ``notes``: what a user should know of the choices made. A fit that is not finished has the files of its ``state``,
+    None before the first: where the checkpoint of id ``state_checkpoint_id`` stands.
     """
 
     id: str
