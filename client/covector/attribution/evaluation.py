@@ -78,8 +78,8 @@ def lds(
     float[s, m], of the s models for the m queries, larger where the behaviour is stronger (a margin, or minus a loss).
     Several models of one subset should come as the mean of their outputs. The interval is a percentile bootstrap over
     subsets, moved so that the resampled means lie around the score: fewer distinct subsets pull Spearman's correlation
-    towards zero (its bias is about 3 / (s + 1) of its distance to Kendall's). A query whose outputs or sums are all equal counts as 0. Raises InvalidInput for shapes that do not fit, or
-    values that are not finite.
+    towards zero. A query whose outputs or sums are all equal counts as 0. Raises InvalidInput for shapes that do not
+    fit, or values that are not finite.
     """
     wide, member, told = _checked(scores, masks, outputs)
     predicted, actual = Ranking.of(member @ wide.T), Ranking.of(told)
