@@ -111,6 +111,16 @@ def test_a_damping_chosen_by_rows_held_out_is_in_the_fit_and_in_every_answer(ser
         assert fit.damping == max(fit.damping_scores, key=lambda one: one[1])[0]
         result = collection.query(QUERIES, scorer="trak")
         assert (result.fit, result.damping) == (fit.id, fit.damping)
+        collection.add_rows(["without"], metadata=[{"year": 1}])
+        for scores in (
+            collection.scores(QUERIES, scorer="trak"),
+            collection.scores(QUERIES, scorer="trak", where={"year": 1}),  # no row has a gradient
+            collection.self_influence(scorer="trak", checkpoints=list(ROWS)),
+        ):
+            before = scores.fit, scores.damping
+            scores.to_numpy()
+            assert before == (None, None)
+            assert (scores.fit, scores.damping, scores.damping_unit) == (fit.id, fit.damping, fit.damping_unit)
         assert_scores(collection, fit, expected.scores(QUERIES, ROWS, trak_q=Q))
         assert collection.fit("trak", damping="held_out").wait() == fit
         few = collection.fit("trak", damping=[0.5, 2.0]).wait()
