@@ -101,7 +101,7 @@ def test_trackstar_takes_the_task(server: ServerProcess) -> None:
             collection.fit("influence", task_gradients=tasks)
 
 
-def test_a_damping_chosen_by_rows_held_out_is_in_the_fit_and_in_every_answer(server: ServerProcess) -> None:
+def test_a_damping_chosen_by_rows_held_out_is_in_the_fit_and_in_every_answer(server: ServerProcess, data: Path) -> None:
     expected = fit_arrays("trak", ROWS, trak_q=Q, damping="held_out")
     with covector.connect(server.address) as client:
         collection = client.collection("c")
@@ -123,6 +123,10 @@ def test_a_damping_chosen_by_rows_held_out_is_in_the_fit_and_in_every_answer(ser
             assert (scores.fit, scores.damping, scores.damping_unit) == (fit.id, fit.damping, fit.damping_unit)
         assert_scores(collection, fit, expected.scores(QUERIES, ROWS, trak_q=Q))
         assert collection.fit("trak", damping="held_out").wait() == fit
+        offline = covector_fit("create", "c", "trak", "--data", str(data), "--damping", "held_out", "--json")
+        told = json.loads(offline.stdout)
+        assert (told["fit"], told["is_new"], told["damping"]) == (fit.id, False, fit.damping)
+        assert [damping for damping, _ in told["damping_scores"]] == [damping for damping, _ in fit.damping_scores]
         few = collection.fit("trak", damping=[0.5, 2.0]).wait()
         assert [damping for damping, _ in few.damping_scores] == [0.5, 2.0]
         assert collection.fit("trak", damping=1.0).wait().damping_scores == ()

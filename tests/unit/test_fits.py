@@ -299,6 +299,28 @@ def test_trak_names_the_row_without_its_q(rig: FitRig) -> None:
     assert set(rig.scored(QUERIES, "trak")) == set(range(COUNT)) - {7}
 
 
+def test_trak_names_the_checkpoint_whose_rows_have_no_q(rig: FitRig) -> None:
+    rig.write(range(COUNT), OTHERS, checkpoint="two")
+    ended = rig.fit("trak", checkpoints=["one", "two"])
+    assert (ended.state, ended.error_kind) == (FAILED, "invalid_input")
+    assert "row 0 of checkpoint 'two' has none" in ended.error_message
+    assert rig.fits() == []
+
+
+def test_a_fit_of_another_collection_is_none_of_this_one(tmp_path: Path) -> None:
+    rig = FitRig(tmp_path / "store", DIM, space=Space(dim=DIM, blocks=(Block("a", 0, DIM, 90),)))
+    try:
+        rig.write(range(COUNT), ROWS)
+        rig.write(range(COUNT), ROWS, collection="blocks")
+        fit_id = rig.fitted("influence")
+        with pytest.raises(NotFound, match=f"no scorer '{fit_id}'"):
+            rig.scored(QUERIES, fit_id, collection="blocks")
+        with pytest.raises(NotFound, match="needs a fit, and collection 'blocks' has none yet"):
+            rig.scored(QUERIES, "influence", collection="blocks")
+    finally:
+        rig.close()
+
+
 def test_singular_moments_without_damping(rig: FitRig) -> None:
     flat = np.repeat(ROWS[:10], 40, axis=0)
     rig.write(range(COUNT), flat, checkpoint="flat")

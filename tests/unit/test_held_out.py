@@ -104,6 +104,21 @@ def test_chunks_and_stops_change_no_bit(options: dict[str, Any]) -> None:
     assert len(straight.damping_scores) == len(CANDIDATES)
 
 
+def test_never_nan() -> None:
+    """Rows held out that are all zero, a layer that is, and rows of which most are."""
+    rows = ROWS.copy()
+    rows[::20] = 0
+    rows[:, :10] = 0
+    for given in (rows, np.where(np.arange(COUNT)[:, None] % 10 == 0, 0.0, rows)):
+        for options in ({}, {"by_layer": True, "space": SPACE}, {"rank": 4}):
+            learnt = fit("influence", given, damping="held_out", **options)
+            assert np.isfinite([score for _, score in learnt.damping_scores]).all()
+            assert np.isfinite(learnt.scores(ROWS[:3], given)).all()
+    alone = np.where(np.arange(COUNT)[:, None] % 10 == 0, rows, 0.0)
+    with pytest.raises(InvalidInput, match="gradients are zero"):
+        fit("influence", alone, damping="held_out")
+
+
 def test_rows_held_out_are_bounded_and_spread() -> None:
     held = HeldRows(1 << 20, 100_000, np.dtype(np.float32))
     assert held._rows.nbytes <= 256 << 20
