@@ -203,15 +203,16 @@ def _add_settings(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="dot, cosine, tracin, less, trak, influence, datainf, trackstar, or the id of a fit on the server "
-        "(default: dot, cosine, influence; trak where trak_q is given, datainf where --blocks is)",
+        help="may be given several times: dot, cosine, tracin, less, trak, influence, datainf, trackstar, or the id of "
+        "a fit on the server (default: dot, cosine, influence; trak where trak_q is given, datainf where --blocks is)",
     )
     group.add_argument(
         "--damping",
         action="append",
         default=[],
         metavar="X",
-        help="in the method's unit, or held_out (default: a tenth of the method's default, the default, ten times it)",
+        help="may be given several times: in the method's unit, or held_out (default: a tenth of the method's default, "
+        "the default, ten times it)",
     )
     group.add_argument("--rank", type=int, metavar="N", help="of low-rank fits (default: dense)")
     group.add_argument("--unit-rows", action="store_true", help="trak and influence also with rows at unit norm")

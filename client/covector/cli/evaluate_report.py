@@ -143,6 +143,8 @@ def _draw_agreement(panel: Any, agreed: Sequence[Agreed]) -> None:
         panel.plot(dims, [one.top for one in lines], "o-", color=f"C{number}", label=f"{scorer}, top")
         panel.plot(dims, [one.bottom for one in lines], "s--", color=f"C{number}", label=f"{scorer}, bottom", alpha=0.7)
     panel.set_xscale("log", base=2)
+    dims = sorted({one.dim for one in agreed})
+    panel.set_xticks(dims, [f"{dim:,}" for dim in dims])
     panel.set_ylim(0, 1.03)
     panel.set_title(f"Share of the unsketched top and bottom {agreed[0].k} that a sketch keeps", loc="left",
                     fontsize=10.5, weight="bold", color=_INK)  # fmt: skip
