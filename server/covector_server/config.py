@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from covector.errors import InvalidInput
+from covector_server.command_line import Parser
 from covector_server.limits import Limits, memory_half_bytes
 from covector_server.storage.store import Sizes
 
@@ -82,8 +82,8 @@ def _positive_mib(option: str, value: int | None) -> int:
     return (value or 0) << 20
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="covector serve",
         description="Serve a data directory over gRPC until SIGTERM or SIGINT.",
         epilog="example: covector serve --data ./store --listen 127.0.0.1:7337",

@@ -186,6 +186,8 @@ def test_a_fit_offline_serves_a_running_server(server: ServerProcess, data: Path
         assert collection.query(QUERIES, scorer="trak").fit == again["fit"] != made["fit"]
         listed = json.loads(covector_fit("list", "c", "--data", str(data), "--json").stdout)
         assert [one["fit"] for one in listed] == [again["fit"]]
+        shown = covector_fit("list", "c", "--data", str(data)).stdout.splitlines()
+        assert [line.split()[0] for line in shown] == ["id", again["fit"]]
         collection.delete(keys=KEYS[:100])
         collection.compact().wait()
         assert collection.query(QUERIES, scorer="trak").fit == again["fit"]

@@ -39,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     command: Callable[[list[str]], int] = import_module(f"covector.cli.{given.command}").main
     try:
-        return command(given.arguments)
+        status = command(given.arguments)
+        sys.stdout.flush()
+        return status
     except CovectorError as error:
         return _say(error.message)
     except BrokenPipeError:  # the reader, such as `head`, has had enough

@@ -8,7 +8,6 @@ use.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -18,13 +17,14 @@ from typing import Any
 from covector.errors import CovectorError
 from covector_server.check.findings import Report
 from covector_server.check.store import check_store, locked, repair_store
+from covector_server.command_line import Parser
 
 _PROGRESS_EVERY_S = 0.1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Checks; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m covector_server.check", description="Check a store at rest.")
+    parser = Parser(prog="python -m covector_server.check", description="Check a store at rest.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repair", action="store_true")
     given = parser.parse_args(arguments)

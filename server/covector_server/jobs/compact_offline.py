@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from covector.errors import Conflict, CovectorError, InvalidInput, Unavailable
+from covector_server.command_line import Parser, print_json
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.compaction import Compaction, Rules
 from covector_server.jobs.erase_postings import postings_eraser
@@ -43,7 +42,7 @@ def compact_offline(data: Path, name: str, share: float, progress: Progress) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the result as JSON; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="covector compact",
         description="Take deleted and replaced rows out of the files of a store that no server has open.",
         epilog="example: covector compact resumes --data ./store",
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (CovectorError, OSError) as error:
         print(f"covector: error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result, indent=2))
+    print_json(result)
     return 0
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from covector.attribution.held_out import CANDIDATES, HELD_OUT
 from covector.attribution.methods import method_names
 from covector.errors import Conflict, Corrupt, CovectorError, InvalidInput
 from covector.types import Space
+from covector_server.command_line import Parser, print_json, print_text, table
 from covector_server.fit.spec import FitSpec
 from covector_server.jobs.fit_building import ATTEMPTS, FitBuild, FitPlace, plan_facts, plans_of, summary
 from covector_server.jobs.offline import OfflineFiles, Report, checkpoint_named, checkpoint_names, collection_named
@@ -113,7 +113,7 @@ def tell_plan(facts: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the result as JSON; returns the exit status."""
+    """Prints the result, as JSON unless it is a list for people; returns the exit status."""
     given = _parser().parse_args(arguments)
     quiet = given.json or not sys.stderr.isatty()
     files = OfflineFiles(given.data, Disk(), Limits())
@@ -123,8 +123,24 @@ def main(arguments: list[str] | None = None) -> int:
     except (CovectorError, OSError) as error:
         print(f"covector: error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result, indent=2))
+    if given.command == "list" and not given.json:
+        print_text(_table(result, given.collection))
+    else:
+        print_json(result)
     return 0
+
+
+def _table(found: Sequence[dict[str, Any]], collection: str) -> str:
+    """A list of fits for people."""
+    if not found:
+        return f"no fits yet; learn one: covector fit create {collection} trak"
+    return table(("id", "checkpoints", "rows", "size", "damping"), [_cells(one) for one in found])
+
+
+def _cells(one: dict[str, Any]) -> tuple[str, ...]:
+    damping = f"{one['damping']:g} x {one['damping_unit']}" if one["finished"] else "not finished"
+    size = f"{one['size_bytes'] / (1 << 20):.1f} MiB"
+    return one["fit"], ", ".join(one["checkpoints"]), f"{one['rows']:,}", size, damping
 
 
 def _run(fits: OfflineFits, given: argparse.Namespace, report: Report) -> Any:
@@ -166,8 +182,8 @@ def _damping(given: Sequence[str] | None) -> float | Sequence[float] | None:
     return values if len(values) > 1 else values[0]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="covector fit",
         description="Learn, list and drop fits of a store, without a server or beside a running one.",
         epilog="example: covector fit create resumes trak --data ./store",
@@ -185,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--unit-rows", action="store_true")
     parser.add_argument("--task-gradients", type=Path, metavar="FILE")
     parser.add_argument("--memory-mib", type=int, metavar="MIB")
-    parser.add_argument("--json", action="store_true", help="print no progress")
+    parser.add_argument("--json", action="store_true", help="print JSON, and no progress")
     return parser
 
 
