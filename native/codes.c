@@ -20,32 +20,63 @@ static void products_plain(const int8_t *codes, size_t row_count, size_t rank, s
 #include <immintrin.h>
 
 #define LANES 8
+#define FEW_CODES 64
 
 __attribute__((target("avx2,fma"))) static inline __m256 widened(const int8_t *at)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
 }
 
+/* The sums of the lanes of four vectors. */
+__attribute__((target("avx2,fma"))) static inline __m128 sums_of(const __m256 lanes[4])
+{
+    __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(lanes[0], lanes[1]), _mm256_hadd_ps(lanes[2], lanes[3]));
+    return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
+/* Four rows side by side: in a row of few codes, summing up its lanes would take longer than the codes. */
+__attribute__((target("avx2,fma"))) static void four_rows(const int8_t *codes, size_t rank, size_t stride,
+                                                          const float *vector, float *products)
+{
+    __m256 lanes[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    size_t at = 0;
+    for (; at + LANES <= rank; at += LANES) {
+        __m256 part = _mm256_loadu_ps(vector + at);
+        for (size_t row = 0; row < 4; row++)
+            lanes[row] = _mm256_fmadd_ps(widened(codes + row * stride + at), part, lanes[row]);
+    }
+    _mm_storeu_ps(products, sums_of(lanes));
+    for (; at < rank; at++)
+        for (size_t row = 0; row < 4; row++)
+            products[row] += (float)codes[row * stride + at] * vector[at];
+}
+
+__attribute__((target("avx2,fma"))) static float one_row(const int8_t *codes, size_t rank, const float *vector)
+{
+    __m256 lanes[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    size_t at = 0;
+    for (; at + 4 * LANES <= rank; at += 4 * LANES)
+        for (size_t part = 0; part < 4; part++)
+            lanes[part] = _mm256_fmadd_ps(widened(codes + at + part * LANES),
+                                          _mm256_loadu_ps(vector + at + part * LANES), lanes[part]);
+    for (; at + LANES <= rank; at += LANES)
+        lanes[0] = _mm256_fmadd_ps(widened(codes + at), _mm256_loadu_ps(vector + at), lanes[0]);
+    __m128 sums = sums_of(lanes);
+    sums = _mm_add_ps(sums, _mm_movehl_ps(sums, sums));
+    float sum = _mm_cvtss_f32(_mm_add_ss(sums, _mm_movehdup_ps(sums)));
+    for (; at < rank; at++)
+        sum += (float)codes[at] * vector[at];
+    return sum;
+}
+
 __attribute__((target("avx2,fma"))) static void products_avx2(const int8_t *codes, size_t row_count, size_t rank,
                                                               size_t stride, const float *vector, float *products)
 {
-    for (size_t row = 0; row < row_count; row++, codes += stride) {
-        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-        size_t at = 0;
-        for (; at + 4 * LANES <= rank; at += 4 * LANES)
-            for (size_t lane = 0; lane < 4; lane++)
-                sums[lane] = _mm256_fmadd_ps(widened(codes + at + lane * LANES),
-                                             _mm256_loadu_ps(vector + at + lane * LANES), sums[lane]);
-        for (; at + LANES <= rank; at += LANES)
-            sums[0] = _mm256_fmadd_ps(widened(codes + at), _mm256_loadu_ps(vector + at), sums[0]);
-        __m256 all = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
-        __m128 half = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-        float sum = _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-        for (; at < rank; at++)
-            sum += (float)codes[at] * vector[at];
-        products[row] = sum;
-    }
+    size_t row = 0;
+    for (; rank <= FEW_CODES && row + 4 <= row_count; row += 4)
+        four_rows(codes + row * stride, rank, stride, vector, products + row);
+    for (; row < row_count; row++)
+        products[row] = one_row(codes + row * stride, rank, vector);
 }
 #endif
 
