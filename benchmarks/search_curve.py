@@ -7,9 +7,10 @@
 For each dim one store grows behind one server. At each size a ``subspace`` index is built, then queries that are not
 stored, of the same kind as the rows, are asked over gRPC one by one: with ``exact=True``, and as they are, where the
 planner chooses. Rounds take turns with reading as many bytes from memory as the rows have, with all cores, which no
-exact search can beat. What a query costs without rows is its latency at FEW_ROWS rows; exponents are fitted over the
-sizes whose latency is twice that or more. Stores are made and removed below --dir; 4 GB of disk are enough. Written are
-benchmarks/results/search_curve.{json,md,png}.
+exact search can beat. What a query costs without rows is its latency at FEW_ROWS rows, by an index that at the smallest
+size where it is chosen; exponents are fitted over the sizes whose latency is some times that (search_curve_report.py).
+Stores are made and removed below --dir; 4 GB of disk are enough. Written are benchmarks/results/search_curve.json, .md
+and .png.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from ingest_report import machine
 
 NAME = "search_curve"
-ABOVE_FIXED = 2  # times the latency without rows: what an exponent is fitted over
+ABOVE_FIXED = 4  # times what a query costs where rows hardly count: the latencies that an exponent is fitted to
 COLOURS = {"exact": "#3b7dd8", "planned": "#d1495b", "read": "#8a8f98"}
 
 
@@ -62,20 +62,26 @@ class Curve:
     fixed_s: float
     sizes: tuple[Size, ...]
 
-    def exact(self) -> Exponent:
-        """Of exact search."""
-        return self._exponent(self.sizes, lambda size: size.exact_s)
+    def exponents(self) -> dict[str, Exponent]:
+        """Of exact search, of the index where it was chosen, and of the index over every such size."""
+        by_index = [size for size in self.sizes if size.by_index]
+        exact = [(size.row_count, size.exact_s) for size in self.sizes]
+        planned = [(size.row_count, size.planned_s) for size in by_index]
+        least_s = by_index[0].planned_s if by_index else 0.0
+        return {
+            "exact": fitted(exact, ABOVE_FIXED * self.fixed_s),
+            "index": fitted(planned, ABOVE_FIXED * least_s),
+            "index, every size": fitted(planned, 0.0),
+        }
 
-    def planned(self) -> Exponent:
-        """Of the sizes at which the planner chose the index."""
-        return self._exponent([size for size in self.sizes if size.by_index], lambda size: size.planned_s)
 
-    def _exponent(self, sizes: Sequence[Size], latency: Callable[[Size], float]) -> Exponent:
-        above = [size for size in sizes if latency(size) >= ABOVE_FIXED * self.fixed_s]
-        counts = tuple(size.row_count for size in above)
-        if len(above) < 2:
-            return Exponent(None, counts)
-        return Exponent(float(np.polyfit(np.log(counts), [math.log(latency(size)) for size in above], 1)[0]), counts)
+def fitted(points: Sequence[tuple[int, float]], least_s: float) -> Exponent:
+    """The exponent of (rows, seconds), over those that take ``least_s`` or longer."""
+    above = [(row_count, seconds) for row_count, seconds in points if seconds >= least_s]
+    counts = tuple(row_count for row_count, _ in above)
+    if len(above) < 2:
+        return Exponent(None, counts)
+    return Exponent(float(np.polyfit(np.log(counts), [math.log(seconds) for _, seconds in above], 1)[0]), counts)
 
 
 def line(size: Size) -> str:
@@ -98,11 +104,12 @@ def write(directory: Path, curve: Curve) -> None:
     """Puts the curve into search_curve.{json,md,png}; one of the same dim that stands there is replaced."""
     path = directory / f"{NAME}.json"
     known = {entry["dim"]: entry for entry in json.loads(path.read_text())["curves"]} if path.exists() else {}
-    exponents = {"exact": asdict(curve.exact()), "planned": asdict(curve.planned())}
-    known[curve.dim] = asdict(curve) | {"exponents": exponents, "machine": machine()}
+    known[curve.dim] = asdict(curve) | {"machine": machine()}
     entries = [known[dim] for dim in sorted(known)]
-    path.write_text(json.dumps({"curves": entries}, indent=1) + "\n")
     curves = [_read(entry) for entry in entries]
+    for entry, one in zip(entries, curves, strict=True):
+        entry["exponents"] = {name: asdict(exponent) for name, exponent in one.exponents().items()}
+    path.write_text(json.dumps({"curves": entries}, indent=1) + "\n")
     (directory / f"{NAME}.md").write_text("\n".join(_text(curves)) + "\n")
     plot(curves, directory / f"{NAME}.png")
 
@@ -114,10 +121,11 @@ def _read(entry: dict[str, Any]) -> Curve:
 
 def _text(curves: Sequence[Curve]) -> Iterator[str]:
     yield _HEADER
-    yield "| dims | no rows, ms | exponent, exact | exponent, index |"
-    yield "|---|---|---|---|"
+    yield "| dims | no rows, ms | exponent, exact | index | index, every size |"
+    yield "|---|---|---|---|---|"
     for curve in curves:
-        yield f"| {curve.dim} | {1e3 * curve.fixed_s:.2f} | {curve.exact()} | {curve.planned()} |"
+        cells = [str(curve.dim), f"{1e3 * curve.fixed_s:.2f}", *map(str, curve.exponents().values())]
+        yield f"| {' | '.join(cells)} |"
     yield ""
     yield "| dims | rows | reading, ms | exact, ms | / reading | planned, ms | by | / exact | recall@10 | rank | disk |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
@@ -160,11 +168,11 @@ def plot(curves: Sequence[Curve], path: Path) -> None:
 
 
 def _panel(curve: Curve, axes: Any) -> None:
-    counts = [size.row_count for size in curve.sizes]
+    counts, exponents = [size.row_count for size in curve.sizes], curve.exponents()
     for name, label in (
         ("read", "reading the rows from memory"),
-        ("exact", _labelled("exact", curve.exact())),
-        ("planned", _labelled("as planned, with an index", curve.planned())),
+        ("exact", _labelled("exact", exponents["exact"])),
+        ("planned", _labelled("as planned, with an index", exponents["index"])),
     ):
         values = [1e3 * getattr(size, f"{name}_s") for size in curve.sizes]
         style = {"color": COLOURS[name], "linewidth": 1 if name == "read" else 1.6, "label": label}
@@ -189,8 +197,10 @@ _HEADER = f"""# Latency of a query against rows
 Written by benchmarks/search_curve.py, which says how each number is measured. *Planned*: what a user sees who has a
 `subspace` index (recall 0.99 was asked for) and forces nothing; *by*: what the planner chose. *Recall@10*: that of the
 planned answers, to queries that are not stored. *Exponent*: b of log latency = a + b log rows, over the sizes in
-brackets, those where the latency is {ABOVE_FIXED} times that of a query without rows or more; for the index, of these
-the sizes where it was chosen. The machine of each curve is in search_curve.json.
+brackets: those where what a query costs without rows is a quarter of the latency or less. For the index, the smallest
+size where it was chosen says what it costs without rows; where fewer than two take four times that, there is no
+exponent yet, and the last column has that of every size where it was chosen. The machine of each curve is in
+search_curve.json.
 
 ![latency against rows]({NAME}.png)
 """
