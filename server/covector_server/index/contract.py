@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from covector.attribution.preconditioner import Preconditioner
 from covector.errors import InvalidInput
 from covector_server.storage.index_files import Draft, IndexFiles
 from covector_server.storage.view import Positions
@@ -86,8 +87,9 @@ class Index(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What is asked of a build. ``recall``: that its recall at 10, at 100, and of the bottom 10 reach this, None for
-    the backend's own choice; ``parameters``: what the caller sets himself, checked by the backend."""
+    """What is asked of a build. ``scorer``: one that learns nothing, or the method of ``fit``, the id of one. ``recall``:
+    that its recall at 10, at 100, and of the bottom 10 reach this, None for the backend's own choice; ``parameters``:
+    what the caller sets himself, checked by the backend."""
 
     kind: str
     scorer: str = "dot"
@@ -137,6 +139,11 @@ class Source(Protocol):
     @property
     def rows(self) -> Rows:
         """Factors of the scorer that recall is measured for."""
+        ...
+
+    @property
+    def preconditioner(self) -> Preconditioner:
+        """A of that scorer: it stands on the side of the vectors that an index is asked with."""
         ...
 
     def pieces(self, rows_max: int) -> Iterator[tuple[int, list[npt.NDArray[np.float16]]]]:

@@ -12,11 +12,13 @@ from typing import Any
 
 from covector.errors import Conflict, Corrupt, CovectorError
 from covector.types import Space
+from covector_server.fit.cache import FitCache
 from covector_server.index.contract import Spec
 from covector_server.index.kinds import kinds
 from covector_server.jobs.index_building import ATTEMPTS, Place, build_index, check_spec, summary
+from covector_server.jobs.index_rules import rule_of
 from covector_server.jobs.indexing import drop_listed
-from covector_server.jobs.offline import OfflineFiles, Report, checkpoint_named, collection_named
+from covector_server.jobs.offline import OfflineFiles, OfflineState, Report, checkpoint_named, collection_named
 from covector_server.limits import Limits
 from covector_server.metadata.lmdb_catalog import beside
 from covector_server.metadata.records import IndexRecord
@@ -67,8 +69,10 @@ class OfflineStore:
             collection = collection_named(reader, name)
             found = checkpoint_named(reader, collection, checkpoint)
         dim = Space.from_json(collection.space_json).dim
-        check_spec(spec, dim)
-        view = files.view(collection, found)
+        view, state = files.view(collection, found), OfflineState(files, collection)
+        looking = files.looking(collection.id, [found.record], report)
+        rule = rule_of(state, view, spec, FitCache(self.limits.fit_cache_bytes), lambda: looking(0, 0))
+        check_spec(rule.spec, dim)
         replaced: list[IndexRecord] = []
 
         def list_it(built: IndexRecord) -> None:
@@ -76,9 +80,8 @@ class OfflineStore:
                 replaced.extend(list_index(writer, collection.id, built, self.limits.indexes))
                 self.disk.step("index.registered")
 
-        looking = files.looking(collection.id, [found.record], report)
         try:
-            built = build_index(Place(files.directory(collection), dim, self.disk), view, spec, looking, list_it)
+            built = build_index(Place(files.directory(collection), dim, self.disk), view, rule, looking, list_it)
         except (Corrupt, FileNotFoundError):
             files.check_current(collection.id, found.record)  # it is no damage if the files went by a compaction
             raise
@@ -103,7 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(store: OfflineStore, given: argparse.Namespace, report: Report) -> Any:
     if given.command == "build":
         parameters = {name: value for name in ("rank", "trees") if (value := getattr(given, name)) is not None}
-        spec = Spec(kind=given.kind, scorer=given.scorer, recall=given.recall, parameters=parameters)
+        spec = Spec(
+            kind=given.kind, scorer=given.scorer, fit=given.fit or "", recall=given.recall, parameters=parameters
+        )
         return store.build(given.collection, given.checkpoint or "", spec, report)
     if given.command == "drop":
         store.drop(given.collection, given.id)
@@ -124,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", choices=kinds(), default=kinds()[0])
     parser.add_argument("--checkpoint", metavar="NAME")
     parser.add_argument("--scorer", default="dot")
+    parser.add_argument("--fit", metavar="ID")
     parser.add_argument("--recall", type=float, metavar="SHARE")
     parser.add_argument("--rank", type=int, metavar="N")
     parser.add_argument("--trees", type=int, metavar="N")

@@ -42,9 +42,9 @@ def choose(
         listed_now = view.listed_indexes()
     except Corrupt as error:
         return Choice(None, f"the list of indexes is damaged: {error.message}")
-    fitting = [listed for listed in listed_now if fits(listed.record, checkpoint, question.scorer)]
+    fitting = [listed for listed in listed_now if fits(listed.record, checkpoint, question)]
     if not fitting:
-        return Choice(None, f"no index for checkpoint {checkpoint.name!r} and scorer {question.scorer!r}")
+        return Choice(None, f"no index for checkpoint {checkpoint.name!r} and {_rule_name(question)}")
     sound = [listed for listed in fitting if not indexes.trouble(listed)]
     if not sound:
         return Choice(None, f"index {fitting[0].record.id} {indexes.trouble(fitting[0])}")
@@ -72,12 +72,19 @@ def _hindrance(plan: Plan, question: Question) -> str:
     return ""
 
 
-def fits(record: IndexRecord, checkpoint: PositionedCheckpoint, scorer: str) -> bool:
-    """Whether an index is of this very checkpoint, as the view sees it, and answers this scorer."""
-    if scorer not in record.scorers or record.fit or len(record.parts) != 1:
+def fits(record: IndexRecord, checkpoint: PositionedCheckpoint, question: Question) -> bool:
+    """Whether an index is of this very checkpoint, as the view sees it, and answers the scorer, or was built for the
+    very fit."""
+    if len(record.parts) != 1 or record.fit != (question.fit.record.id if question.fit else ""):
+        return False
+    if question.fit is None and question.scorer not in record.scorers:
         return False
     (part,) = record.covered
     return (part.checkpoint_id, part.generation) == (checkpoint.id, checkpoint.generation) and covers(part, checkpoint)
+
+
+def _rule_name(question: Question) -> str:
+    return f"scorer {question.scorer!r}" if question.fit is None else f"fit {question.fit.record.id}"
 
 
 def covers(part: IndexPart, checkpoint: PositionedCheckpoint) -> bool:
