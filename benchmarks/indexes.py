@@ -11,9 +11,9 @@ rows from memory, which no exact scan on one thread can beat. index_peer.py has 
 
 A scorer that learns is fitted first, with its defaults; TRAK's Q is made, uniform from 0.05 to 1. A query then begins
 with a product with A, whichever way it is answered: ``stages`` leaves it out of both times. ``--repeat n``: the rows
-that are given are too few for a time to mean much, so they are stored n times, but for the first time with noise: to each
-row four others are added, with random signs and 0.3 of its norm each. That is no other data, but it has the spectrum of
-what was given; the fit and the index are of all of it.
+that are given are too few for a time to mean much, so they are stored n times, but for the first time with noise: to
+each row four others are added, with random signs and 0.3 of its norm each. That is no other data, but it has about the
+spectrum of what was given; the fit and the index are of all of it.
 """
 
 from __future__ import annotations

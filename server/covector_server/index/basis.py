@@ -1,9 +1,10 @@
 """The principal directions of a checkpoint's rows, from a sample of them that is spread over all.
 
 For a scorer without a map, rows count by their direction alone: each is at unit RMS as it is stored. (``map_basis`` is
-for those with one.) Where the sample has more rows than coordinates, the second moments float32[dim, dim] are summed as rows stream by; where it has fewer, the products of all
-pairs of sampled rows, float32[rows, rows], a block of coordinates at a time. Both have the same eigenvalues, and the
-second gives the directions in one more pass over the sample, so dim may be 2^20 and more.
+for those with one.) Where the sample has more rows than coordinates, the second moments float32[dim, dim] are summed as
+rows stream by; where it has fewer, the products of all pairs of sampled rows, float32[rows, rows], a block of
+coordinates at a time. Both have the same eigenvalues, and the second gives the directions in one more pass over the
+sample, so dim may be 2^20 and more.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def sample_of(source: Source, seed: int) -> npt.NDArray[np.int64]:
 class Basis:
     """What rows are multiplied with, and how far they reach along it.
 
-        <vector, row>  ~  sum over j of  <row, rows_j> * deviations[j] / row_units[j] * <vector, vectors_j> * gains[j] / dim
+        <vector, row>  ~  sum over j of  <row, rows_j> / row_units[j] deviations[j] * <vector, vectors_j> gains[j] / dim
 
     ``vectors`` are the directions of the files, the same but for a map by layers. A product is coded in units of
     ``row_units``; with a map it counts as its root makes it, so ``deviations`` are those of whitened rows.

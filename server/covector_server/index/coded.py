@@ -3,7 +3,7 @@
 The files are those of ``subspace``, but a row's factor is that of its code times the row's weight over the largest, so
 whoever opens them needs nothing else to know by what the rows are to be compared:
 
-    score(query, row)  ~  factor(row) * sum over j of  code(row)[j] * deviation[j] * <query, direction j> * gain[j] / dim
+    score(query, row)  ~  factor(row) * sum over j of  code(row)[j] * deviation[j] * <query, direction j> gain[j] / dim
 
 With a map A, deviations are those of whitened rows and gains undo what that changed (``basis``), so structures that see
 ``code * deviation`` see rows by what they add to scores.

@@ -5,8 +5,8 @@
 Along direction j rows reach about as far as its deviation, so what is coded is the product divided by that: every
 coordinate then uses the same part of an integer's range, and the deviation goes to the vector's side.
 
-Codes have 8 bits, or 4 where rows need many coordinates (``kernels.nibbles``): with a thousand of them the error of each
-hardly shows in the sum.
+Codes have 8 bits, or 4 where rows need many coordinates (``kernels.nibbles``): with a thousand of them the error of
+each hardly shows in the sum.
 """
 
 from __future__ import annotations

@@ -85,11 +85,23 @@ class Index(Protocol):
         ...
 
 
+class Summable(Index, Protocol):
+    """An index that can say of any row about what its score is, so that those of several checkpoints can be summed."""
+
+    def weighted(self, vectors: Float32) -> Float32:
+        """What ``products`` takes of vectors float32[m, dim], at about unit RMS or zero: float32[m, any]."""
+        ...
+
+    def products(self, weighted: Float32, start: int, stop: int) -> Float32:
+        """Estimates of the products of the vectors with the unit rows at positions [start, stop): float32[m, n]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What is asked of a build. ``scorer``: one that learns nothing, or the method of ``fit``, the id of one. ``recall``:
-    that its recall at 10, at 100, and of the bottom 10 reach this, None for the backend's own choice; ``parameters``:
-    what the caller sets himself, checked by the backend."""
+    """What is asked of a build. ``scorer``: one that learns nothing, or the method of ``fit``, the id of one.
+    ``recall``: that its recall at 10, at 100, and of the bottom 10 reach this, None for the backend's own choice;
+    ``parameters``: what the caller sets himself, checked by the backend."""
 
     kind: str
     scorer: str = "dot"
@@ -174,6 +186,11 @@ class Backend(Protocol):
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def can_sum(self) -> bool:
+        """Whether its indexes are ``Summable``."""
+        ...
 
     def check(self, spec: Spec, dim: int) -> None:
         """Raises InvalidInput for parameters that it does not know, MissingLibrary."""

@@ -44,12 +44,9 @@ class Directions:
             self._wide = [block.astype(np.float32, copy=False) for block in blocks]
 
     @staticmethod
-    def of(vectors: Sequence[Float16] | Sequence[Float32]) -> Directions:
-        """Whole vectors, float[dim] each."""
-        blocks: list[Float16 | Float32] = [
-            np.stack([vector[start:stop] for vector in vectors]) for start, stop in spans(len(vectors[0]))
-        ]
-        return Directions(blocks)
+    def of(vectors: Float32) -> Directions:
+        """Whole vectors, float32[count, dim]."""
+        return Directions([np.ascontiguousarray(vectors[:, start:stop]) for start, stop in spans(vectors.shape[1])])
 
     @staticmethod
     def mapped(data: memoryview, count: int, dim: int) -> Directions:

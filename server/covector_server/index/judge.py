@@ -55,7 +55,8 @@ class Recall:
 
 @dataclass(slots=True)
 class Judge:
-    """Asks with the rows at ``positions``, after the scorer's A. ``offer`` takes exact products; after the last, ``recalls`` may be asked."""
+    """Asks with the rows at ``positions``, after the scorer's A. ``offer`` takes exact products; after the last,
+    ``recalls`` may be asked."""
 
     source: Source
     positions: Positions
@@ -67,7 +68,7 @@ class Judge:
     def __post_init__(self) -> None:
         views = self.source.views(self.positions)
         self._vectors = _mapped(self.source, _wide(views, self.source.dim))
-        self.directions = Directions.of(list(self._vectors)) if views else None
+        self.directions = Directions.of(self._vectors) if views else None
         self._extremes = Extremes(len(views), DEPTH)
 
     def offer(self, first: int, products: Float32) -> None:

@@ -1,7 +1,7 @@
 """Directions for a scorer with a map A: those along which whitened rows, A^(1/2) g, reach farthest.
 
-A score is <A q, g> = <A^(1/2) q, A^(1/2) g>, so what should be kept of a row is A^(1/2) g along the principal directions
-of such rows. Two ways lead to them.
+A score is <A q, g> = <A^(1/2) q, A^(1/2) g>, so what should be kept of a row is A^(1/2) g along the principal
+directions of such rows. Two ways lead to them.
 
 *A's own eigenvectors.* Where A is the inverse of the rows' damped moment, A = (H + lambda)^-1, the whitened moment has
 the eigenvectors of H and A, and eigenvalues s / (s + lambda) = 1 - lambda a: the principal directions are those that A
@@ -155,10 +155,10 @@ def _of_low_rank(rows: _Weighted, low_rank: LowRank, rank: int) -> MapBasis:
         unit = np.float32(np.sqrt(dim))
         for start, stop in spans(dim):
             own = low_rank.vectors[start:stop].astype(np.float32, copy=False)
-            found = [own[:, order].T]
+            found: list[Float32] = [own[:, order].T]
             if along is not None:
                 rest = rows.wide(slice(None), start, stop).T @ mixed - own @ (along.T @ mixed)
-                found.append(rest.T / np.sqrt(values)[:, None].astype(np.float32))
+                found.append((rest / np.sqrt(values)).T.astype(np.float32))
             yield np.concatenate(found) * unit
 
     return MapBasis(blocks(), roots, 1 / roots)

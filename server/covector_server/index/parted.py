@@ -55,7 +55,9 @@ class _Trial:
 
 
 class Parted:
-    """``contract.Backend`` on a library."""
+    """``contract.Backend`` on a library. What it proposes is not all rows, so it cannot sum."""
+
+    can_sum = False
 
     def __init__(self, library: Library) -> None:
         self._library = library

@@ -64,11 +64,11 @@ class SubspaceIndex:
         return scan(self.codes, self.factors, self.weighted(search.vectors), search, self.coding)
 
     def weighted(self, vectors: Float32) -> Float32:
-        """What codes are multiplied with, float32[m, rank], for float32[m, dim]."""
+        """See ``contract.Summable``: what codes are multiplied with, float32[m, rank]."""
         return (self.basis.coordinates(vectors) * self.basis.deviations)[:, : self.rank]
 
     def products(self, weighted: Float32, start: int, stop: int) -> Float32:
-        """Estimates of the products of vectors with the unit rows at positions [start, stop), float32[m, n]."""
+        """See ``contract.Summable``."""
         return self.coding.products(self.codes[start:stop], weighted) * self.factors[start:stop]
 
     def cut(self, rank: int) -> SubspaceIndex:
@@ -92,6 +92,7 @@ class Subspace:
     """``contract.Backend``."""
 
     kind = KIND
+    can_sum = True
 
     def check(self, spec: Spec, dim: int) -> None:
         """The one parameter is ``rank``."""

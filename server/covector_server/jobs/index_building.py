@@ -52,8 +52,8 @@ def check_spec(spec: Spec, dim: int) -> None:
 def build_index(
     place: Place, view: PositionedCheckpoint, rule: IndexRule, report: Report, list_index: ListIndex
 ) -> IndexRecord:
-    """Builds an index of the rows in a view for a rule and lists it. ``report`` hears of progress and may raise to stop.
-    Raises Conflict for a checkpoint without rows, Corrupt for damaged ones, and what ``list_index`` raises."""
+    """Builds an index of the rows in a view for a rule, and lists it. ``report`` hears of progress and may raise to
+    stop. Raises Conflict for a checkpoint without rows, Corrupt for damaged ones, and what ``list_index`` raises."""
     if not view.row_count:
         raise Conflict(f"checkpoint {view.name!r} has no rows to index; write gradients first", checkpoint=view.name)
     spec = rule.spec
