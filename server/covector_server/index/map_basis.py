@@ -34,6 +34,7 @@ from covector_server.storage.view import Positions
 SAMPLE_ROWS_MAX = 4096  # whose products of all pairs are made
 CHUNK_ROWS = 512  # of A, widened or narrowed at once
 POWER_ROUNDS = 10  # for the largest eigenvalue of A
+ABOVE = np.float32(1.05)  # a bound of what these find
 BLOCK_ELEMENTS = 1 << 24  # of directions that are in memory as float32 at once
 HEAVY = 0.99  # of the sampled rows; the weights of heavier ones are cut to theirs
 COLUMN_ROWS = 1 << 18
@@ -110,11 +111,11 @@ def _weights(source: Source, sample: Positions) -> Float32:
 
 def _of_dense(source: Source, dense: Dense, rank: int) -> MapBasis:
     dim, unit = len(dense.unit), np.float32(np.sqrt(len(dense.unit)))
-    largest = _largest_eigenvalue(source, dense)
+    bound = _largest_eigenvalue(source, dense) * ABOVE
 
     def shrinkage(block: Float32) -> Float32:
-        """1 - A / (its largest eigenvalue)."""
-        shrunk: Float32 = block - _times(source, dense, block) / largest
+        """1 - A / bound, whose eigenvalues are positive: no direction is taken for noise."""
+        shrunk: Float32 = block - _times(source, dense, block) / bound
         return shrunk
 
     shares, vectors = top_eigenpairs_of(shrinkage, dim, rank)

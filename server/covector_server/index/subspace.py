@@ -169,7 +169,7 @@ def _rank_usual(source: Source) -> int:
     directions."""
     if _has_map(source):
         step = _coding(source).rank_step
-        return -(-int(MAP_DIM_SHARE * source.dim) // step) * step
+        return max(1, -(-int(MAP_DIM_SHARE * source.dim) // step)) * step
     by_dim = min(RANK, source.dim // DIM_SHARE)
     by_disk = int(DISK_SHARE * 2 * source.dim * source.row_count / (2 * source.dim + source.row_count))
     return max(min(by_dim, by_disk), 2 * RANK_MIN)

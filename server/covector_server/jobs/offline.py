@@ -164,7 +164,13 @@ class FoundCheckpoint:
 
 def checkpoint_names(reader: Reader, collection: CollectionRecord) -> list[str]:
     """The checkpoints of a collection, in the order they were made."""
-    return [CheckpointRecord.decode(value).name for _, value in reader.scan("checkpoints", number(collection.id))]
+    return list(checkpoint_ids(reader, collection).values())
+
+
+def checkpoint_ids(reader: Reader, collection: CollectionRecord) -> dict[int, str]:
+    """Their names by id, in the order they were made."""
+    records = [CheckpointRecord.decode(value) for _, value in reader.scan("checkpoints", number(collection.id))]
+    return {record.id: record.name for record in records}
 
 
 def checkpoint_named(reader: Reader, collection: CollectionRecord, name: str) -> FoundCheckpoint:
