@@ -32,7 +32,6 @@ from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_detai
 from covector_server.query.question import (
     CheckpointChoice,
     Damaged,
-    End,
     Ends,
     Missing,
     Question,
@@ -283,13 +282,13 @@ def _hit_messages(
 ) -> Iterator[pb.ResultHits]:
     """The hits of a result, in messages of about MESSAGE_BYTES; at least one."""
     message, size_bytes = pb.ResultHits(result_index=index), 0
-    for end, field in ((ends.proponents, "proponents"), (ends.opponents, "opponents")):
-        for hit in _hits(view, end, keys_only, on_damage):
-            if size_bytes >= MESSAGE_BYTES:
-                yield message
-                message, size_bytes = pb.ResultHits(result_index=index), 0
-            getattr(message, field).append(hit)
-            size_bytes += hit.ByteSize()
+    for place, hit in enumerate(_hits(view, ends, keys_only, on_damage)):
+        if size_bytes >= MESSAGE_BYTES:
+            yield message
+            message, size_bytes = pb.ResultHits(result_index=index), 0
+        field = message.proponents if place < len(ends.proponents.keys) else message.opponents
+        field.append(hit)
+        size_bytes += hit.ByteSize()
     yield message
 
 
@@ -304,15 +303,18 @@ def _group_message(group: Group, hits: pb.ResultHits) -> pb.GroupHits:
     )
 
 
-def _hits(view: CollectionView, end: End, keys_only: bool, on_damage: OnDamage | None) -> Iterator[pb.Hit]:
-    leaving = to_float32(end.scores).tolist()
+def _hits(view: CollectionView, ends: Ends, keys_only: bool, on_damage: OnDamage | None) -> Iterator[pb.Hit]:
+    """The proponents, then the opponents."""
+    keys = [*ends.proponents.keys, *ends.opponents.keys]
+    leaving = to_float32(np.concatenate([ends.proponents.scores, ends.opponents.scores])).tolist()
     if keys_only:
-        yield from (pb.Hit(key=key, score=score) for key, score in zip(end.keys, leaving, strict=True))
+        yield from (pb.Hit(key=key, score=score) for key, score in zip(keys, leaving, strict=True))
         return
-    for start in range(0, len(end.keys), DETAIL_ROWS):
+    row_ids = np.concatenate([ends.proponents.row_ids, ends.opponents.row_ids])
+    for start in range(0, len(keys), DETAIL_ROWS):
         stop = start + DETAIL_ROWS
-        rows = view.details_of(end.row_ids[start:stop], on_damage)
-        for key, row, score in zip(end.keys[start:stop], rows, leaving[start:stop], strict=True):
+        rows = view.details_of(row_ids[start:stop], on_damage)
+        for key, row, score in zip(keys[start:stop], rows, leaving[start:stop], strict=True):
             metadata_json = "" if row.metadata is None else canonical(row.metadata).decode()
             yield pb.Hit(key=key, score=score, text=row.text, metadata_json=metadata_json)
 
