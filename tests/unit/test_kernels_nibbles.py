@@ -1,6 +1,10 @@
-"""Codes of 4 bits: packing, and products, compiled and in numpy, against a loop."""
+"""Codes of 4 bits: packing, and products, compiled in both ways and in numpy, against a loop."""
 
 from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +13,23 @@ from covector_server.kernels import library, nibbles
 from covector_server.kernels.nibbles import BLOCK, BLOCK_BYTES, nibble_products, pack, packed_bytes, unpack
 
 
-@pytest.fixture(params=["compiled", "numpy"])
-def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "numpy":
-        monkeypatch.setattr(nibbles, "LIBRARY", None)
-    else:
-        assert library.LIBRARY is not None, "python native/compile.py"
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The library as a processor without the instructions would run it."""
+    sources = Path(__file__).resolve().parents[2] / "native"
+    built = tmp_path_factory.mktemp("plain") / "plain.so"
+    command = ["cc", "-std=c11", "-O1", "-fPIC", "-shared", "-DCOVECTOR_PLAIN", "-pthread"]
+    subprocess.run([*command, *map(str, sorted(sources.glob("*.c"))), "-o", str(built), "-lm"], check=True)
+    loaded = library.load(built)
+    assert loaded is not None
+    return loaded
+
+
+@pytest.fixture(params=["compiled", "plain", "numpy"])
+def either(request: pytest.FixtureRequest, plain: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library.LIBRARY is not None, "python native/compile.py"
+    if request.param != "compiled":
+        monkeypatch.setattr(nibbles, "LIBRARY", plain if request.param == "plain" else None)
 
 
 def made_codes(row_count: int, rank: int) -> np.ndarray:

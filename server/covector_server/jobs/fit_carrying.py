@@ -25,7 +25,7 @@ from covector_server.jobs.fit_building import lost_count
 from covector_server.jobs.fitting import retire_fit_directory
 from covector_server.jobs.index_carrying import Forget, retire_directory
 from covector_server.metadata.catalog import Writer
-from covector_server.metadata.records import FilesRecord, FitPart, FitRecord
+from covector_server.metadata.records import FilesRecord, FitPart, FitRecord, IndexRecord
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.drafts import Draft
@@ -52,10 +52,12 @@ COLUMN_ROWS = 1 << 18  # whose ids are looked at at once
 
 
 class FitCarrier:
-    """``generation.Follower`` for one collection. ``dropped``: ids of fits that had to go."""
+    """``generation.Follower`` for one collection. ``dropped``: ids of fits that had to go, ``dropped_indexes``: of the
+    indexes for them."""
 
     def __init__(self, store: Store, collection: StoredCollection, forget: Forget) -> None:
         self.dropped: list[str] = []
+        self.dropped_indexes: list[str] = []
         self._store = store
         self._collection = collection
         self._forget = forget
@@ -64,7 +66,7 @@ class FitCarrier:
         self._written: dict[str, FitPart] = {}  # by directory as it was
         self._damaged: set[str] = set()
         self._retired: list[str] = []
-        self._retired_indexes: list[str] = []  # of fits that had to go
+        self._retired_indexes: list[IndexRecord] = []
         self._dead = NO_POSITIONS  # when the parts were written
 
     def __enter__(self) -> Self:
@@ -77,8 +79,9 @@ class FitCarrier:
         self._held.__exit__(kind, error, None)
         for directory in self._retired if kind is None else ():
             retire_fit_directory(self._store, self._collection, directory, self._forget)
-        for directory in self._retired_indexes if kind is None else ():
-            retire_directory(self._store, self._collection, directory, self._forget)
+        for index in self._retired_indexes if kind is None else ():
+            self.dropped_indexes.append(index.id)
+            retire_directory(self._store, self._collection, index.directory, self._forget)
 
     def prepare(self, copy: GenerationCopy, check: Check) -> None:
         """Writes the parts without the weights of rows that died since these were written."""

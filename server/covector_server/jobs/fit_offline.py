@@ -56,9 +56,9 @@ class OfflineFits:
         with beside(self.files.path()) as catalog, catalog.write() as writer:
             collection = collection_named(writer, name)
             directories = drop_fit(writer, collection.id, fit_id)
-            of_indexes = remove_fitless(writer, collection.id)
+            gone = remove_fitless(writer, collection.id)
         self.files.remove(self.files.directory(collection) / FITS, directories)
-        self.files.remove(self.files.directory(collection) / INDEXES, of_indexes)
+        self.files.remove(self.files.directory(collection) / INDEXES, [index.directory for index in gone])
 
     def _fit(self, name: str, spec: FitSpec, report: Report) -> dict[str, Any]:
         files = self.files
@@ -104,10 +104,10 @@ class _Ledger:
             gone = advance_fit(
                 writer, self.collection.id, record, before, generations=generations, fits_max=files.limits.fits
             )
-            of_indexes = remove_fitless(writer, self.collection.id)
+            fitless = remove_fitless(writer, self.collection.id)
             files.disk.step("fit.registered")
         files.remove(files.directory(self.collection) / FITS, gone)
-        files.remove(files.directory(self.collection) / INDEXES, of_indexes)
+        files.remove(files.directory(self.collection) / INDEXES, [index.directory for index in fitless])
 
 
 def tell_plan(facts: dict[str, Any]) -> None:

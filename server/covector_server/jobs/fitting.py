@@ -28,7 +28,7 @@ from covector_server.jobs.indexing import check_current
 from covector_server.jobs.operations import Operations, Progress
 from covector_server.jobs.sweeping import Sweeper
 from covector_server.limits import Limits
-from covector_server.metadata.records import FitRecord, OperationRecord
+from covector_server.metadata.records import FitRecord, IndexRecord, OperationRecord
 from covector_server.query.checkpoints import find_checkpoint
 from covector_server.storage.checkpoint import StoredCheckpointView
 from covector_server.storage.collection import StoredCollection
@@ -58,10 +58,10 @@ class FitStatus:
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """Directories that nothing lists any more: below ``fits/``, and of indexes."""
+    """What is not listed any more: directories below ``fits/``, and the indexes of fits."""
 
     fits: list[str]
-    indexes: list[str]
+    indexes: list[IndexRecord]
 
 
 class Fitter:
@@ -137,8 +137,8 @@ class Fitter:
     def _retire(self, collection: StoredCollection, retired: Retired) -> None:
         for directory in retired.fits:
             retire_fit_directory(self._store, collection, directory, self._forget)
-        for directory in retired.indexes:
-            retire_directory(self._store, collection, directory, self._forget)
+        for index in retired.indexes:
+            retire_directory(self._store, collection, index.directory, self._forget)
 
     def step(self) -> bool:
         """As ``Sweeper.step``."""

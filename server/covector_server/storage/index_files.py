@@ -64,13 +64,13 @@ def remove_index(writer: Writer, collection_id: int, index_id: str) -> None:
     writer.delete("indexes", index_key(collection_id, index_id))
 
 
-def remove_fitless(writer: Writer, collection_id: int) -> list[str]:
-    """Takes indexes whose fit is not listed any more off the list, and returns their directories: an index serves the
-    queries of its fit alone, so it goes in the transaction in which that goes."""
+def remove_fitless(writer: Writer, collection_id: int) -> list[IndexRecord]:
+    """Takes indexes whose fit is not listed any more off the list, and returns them: an index serves the queries of its
+    fit alone, so it goes in the transaction in which that goes."""
     gone = fitless(writer, collection_id)
     for record in gone:
         remove_index(writer, collection_id, record.id)
-    return [record.directory for record in gone]
+    return gone
 
 
 def fitless(reader: Reader, collection_id: int) -> list[IndexRecord]:
