@@ -13,7 +13,8 @@ A scorer that learns is fitted first, with its defaults; TRAK's Q is made, unifo
 with a product with A, whichever way it is answered: ``stages`` leaves it out of both times. ``--repeat n``: the rows
 that are given are too few for a time to mean much, so they are stored n times, but for the first time with noise: to
 each row four others are added, with random signs and 0.3 of its norm each. That is no other data, but it has about the
-spectrum of what was given; the fit and the index are of all of it.
+spectrum of what was given; the fit and the index are of all of it. ``--checkpoints n``: the same noise makes the rows
+and queries of further checkpoints, of eta 1/2, 1/3 ...; each has an index, and queries sum all of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +49,20 @@ from covector_server.query import choosing
 from covector_server.query.cancellation import never
 from covector_server.query.engine import top_k
 from covector_server.query.fitted import needs_fit, with_fit
-from covector_server.query.question import Question, TopKAnswer
+from covector_server.query.question import CheckpointChoice, Question, TopKAnswer
 from covector_server.storage.index_files import list_index
 from covector_server.storage.store import Store
 from covector_server.testing.batches import batch_of
 
 BATCH_ROWS = 2048
-TIMES = 5
+TIMES, STAGES_TIMES = 5, 20
 DIRECTIONS = 1500
 NOISE_ROWS, NOISE_SHARE = 4, 0.3
+CHECKPOINTS = ("one", "two", "three", "four")
 FIT_BYTES = 4 << 30
 FIT_WAIT_S = 3600.0
+
+Ask = Callable[[slice, int, bool], TopKAnswer]  # some of the queries, k, whether exactly
 
 
 def main() -> None:
@@ -71,7 +76,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=given.tmp) as directory:
         store = Store(Path(directory) / "store")
-        fill(store, pieces, queries.shape[1])
+        fill(store, pieces, queries.shape[1], given.checkpoints)
         for scorer in given.scorer:
             fit(store, scorer)
         figures = [measure(store, queries, kind, scorer, given) for kind in given.kind for scorer in given.scorer]
@@ -85,6 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--queries", type=Path, help="float[queries, dim], .npy; the last of the rows without")
     parser.add_argument("--take", type=int, help="use so many of the rows alone")
     parser.add_argument("--repeat", type=int, default=1, metavar="N", help="store the rows N times, with noise")
+    parser.add_argument("--checkpoints", type=int, default=1, metavar="N", help="sum over so many")
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--kind", nargs="+", default=kinds())
@@ -116,17 +122,22 @@ def repeated(rows: np.ndarray, given: argparse.Namespace) -> np.ndarray:
     if given.queries is None:
         sys.exit("--repeat needs --queries: a repeated row is no unseen query")
     rng, wide = np.random.default_rng(5), np.array(rows, dtype=np.float32)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit = wide / norms
     whole = np.empty((given.repeat * len(wide), wide.shape[1]), dtype=np.float16)
     whole[: len(wide)] = wide
     for start in range(len(wide), len(whole), len(wide)):
-        noisy = wide.copy()
-        for _ in range(NOISE_ROWS):
-            signs = rng.choice(np.array([-1, 1], dtype=np.float32), (len(wide), 1))
-            noisy += NOISE_SHARE * signs * norms * unit[rng.permutation(len(wide))]
-        whole[start : start + len(wide)] = noisy
+        whole[start : start + len(wide)] = with_noise(wide, rng)
     return whole
+
+
+def with_noise(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float32[n, dim]: to each row others are added."""
+    noisy = rows.astype(np.float32)
+    norms = np.linalg.norm(noisy, axis=1, keepdims=True)
+    unit = noisy / norms
+    for _ in range(NOISE_ROWS):
+        signs = rng.choice(np.array([-1, 1], dtype=np.float32), (len(rows), 1))
+        noisy += NOISE_SHARE * signs * norms * unit[rng.permutation(len(rows))]
+    return noisy
 
 
 def made_rows(row_count: int, dim: int, seed: int) -> Iterator[np.ndarray]:
@@ -139,14 +150,17 @@ def made_rows(row_count: int, dim: int, seed: int) -> Iterator[np.ndarray]:
         yield rows * np.exp(rng.standard_normal((count, 1), dtype=np.float32))
 
 
-def fill(store: Store, pieces: Iterator[np.ndarray], dim: int) -> None:
+def fill(store: Store, pieces: Iterator[np.ndarray], dim: int, checkpoint_count: int) -> None:
     committer, first = Committer(store, Limits()), 0
     committer.call(lambda: store.create_collection("c", Space(dim=dim), False)).result()
     rng = np.random.default_rng(6)
     for sequence, piece in enumerate(pieces, 1):
-        trak_q = rng.uniform(0.05, 1.0, len(piece)).astype(np.float32)
-        batch = batch_of(sequence, list(range(first, first + len(piece))), piece, trak_q=trak_q)
-        committer.submit(WriterSpec("c", "writer", "one"), batch).result()
+        keys = list(range(first, first + len(piece)))
+        for number in range(checkpoint_count):
+            trak_q = rng.uniform(0.05, 1.0, len(piece)).astype(np.float32)
+            batch = batch_of(sequence, keys, with_noise(piece, rng) if number else piece, trak_q=trak_q)
+            spec = WriterSpec("c", f"writer-{number}", CHECKPOINTS[number], eta=1 / (1 + number))
+            committer.submit(spec, batch).result()
         first += len(piece)
     committer.stop()
 
@@ -169,6 +183,9 @@ def measure(store: Store, queries: np.ndarray, kind: str, scorer: str, given: ar
     collection = store.collection("c")
     with collection.reading() as view:
         checkpoint = view.checkpoints["one"]
+        names = CHECKPOINTS[: given.checkpoints]
+        rng = np.random.default_rng(7)
+        asked = np.stack([with_noise(queries, rng) if number else queries for number in range(len(names))])
         parameters = {} if given.rank is None else {"rank": given.rank}
         spec = Spec(kind=kind, scorer=scorer, recall=given.recall, parameters=parameters)
 
@@ -179,15 +196,19 @@ def measure(store: Store, queries: np.ndarray, kind: str, scorer: str, given: ar
         place = Place(collection.directory, view.space.dim, store.disk)
         began_cpu_s, began_s = time.process_time(), time.perf_counter()
         memory, fits = Memory(), FitCache(1 << 40)
-        rule = rule_of(view, checkpoint, spec, fits, never)
-        record = build_index(place, checkpoint, rule, memory.report, list_it)
+        records = [
+            build_index(place, one, rule_of(view, one, spec, fits, lambda: None), memory.report, list_it)
+            for one in (view.checkpoints[name] for name in names)
+        ]
+        record = records[0]
         build_cpu_s, build_s = time.process_time() - began_cpu_s, time.perf_counter() - began_s
-        row_bytes = 2 * view.space.dim * checkpoint.row_count
+        row_bytes = 2 * view.space.dim * checkpoint.row_count * len(names)
         cache = IndexCache(1 << 40)
         choosing.index_cost = lambda *asked: 0.0  # type: ignore[assignment]
 
-        def ask(some: np.ndarray, k: int, exact: bool) -> TopKAnswer:
-            question = Question(vectors=some[None], scorer=scorer, exact=exact)
+        def ask(some: slice, k: int, exact: bool) -> TopKAnswer:
+            choices = [CheckpointChoice(name) for name in names]
+            question = Question(vectors=asked[:, some], scorer=scorer, exact=exact, checkpoints=choices)
             question = with_fit(view, question, fits, never) if needs_fit(question) else question
             return top_k(view, question, k, indexes=cache)
 
@@ -195,27 +216,26 @@ def measure(store: Store, queries: np.ndarray, kind: str, scorer: str, given: ar
             "kind": kind,
             "scorer": scorer,
             "rows": checkpoint.row_count,
+            "checkpoints": len(names),
             "dim": view.space.dim,
             "parameters": record.parameters,
             "oversampling": record.oversampling,
             "measured by the build": record.recall,
-            "recall@10": recall(ask, queries, 10, "proponents"),
-            "recall@100": recall(ask, queries, 100, "proponents"),
-            "bottom-10": recall(ask, queries, 10, "opponents"),
-            "disk / rows": record.size_bytes / row_bytes,
+            "recall@10": recall(ask, 10, "proponents"),
+            "recall@100": recall(ask, 100, "proponents"),
+            "bottom-10": recall(ask, 10, "opponents"),
+            "disk / rows": sum(record.size_bytes for record in records) / row_bytes,
             "MB of fp16 / CPU-second": row_bytes / build_cpu_s / 1e6,
             "build_s": build_s,
             "anonymous memory of the build, MB": memory.peak_bytes / 1e6,
         }
         read_s = row_bytes / (read_rate() * 1e9)
-        exact_s = timed(lambda: ask(queries[:1], 10, True))
+        exact_s = timed(partial(ask, slice(0, 1), 10, True))
         for k in (10, 100):
-            index_s = timed(lambda k=k: ask(queries[:1], k, False))
+            index_s = timed(partial(ask, slice(0, 1), k, False))
             figures[f"time, k = {k}, / reading the rows"] = index_s / read_s
             figures[f"time, k = {k}, / exact scan"] = index_s / exact_s
-            figures[f"stages, k = {k}, / exact scan"] = stages_s(ask, queries, k, False) / stages_s(
-                ask, queries, k, True
-            )
+            figures[f"stages, k = {k}, / exact scan"] = stages_s(ask, k, False) / stages_s(ask, k, True)
             figures[f"ms, k = {k}"] = 1e3 * index_s
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
 
@@ -237,8 +257,8 @@ def anonymous_bytes() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
 
-def recall(ask: Callable[[np.ndarray, int, bool], TopKAnswer], queries: np.ndarray, k: int, end: str) -> float:
-    found, exact = ask(queries, k, False), ask(queries, k, True)
+def recall(ask: Ask, k: int, end: str) -> float:
+    found, exact = (ask(slice(None), k, is_exact) for is_exact in (False, True))
     assert found.index
     assert not exact.index
     shares = [
@@ -258,11 +278,10 @@ def timed(work: Callable[[], object]) -> float:
     return min(times[1:])
 
 
-def stages_s(ask: Callable[[np.ndarray, int, bool], TopKAnswer], queries: np.ndarray, k: int, exact: bool) -> float:
+def stages_s(ask: Ask, k: int, exact: bool) -> float:
     """The least time of the stages of a query, in seconds, after what it takes to prepare it."""
-    return min(
-        sum(stage.seconds for stage in ask(queries[place : place + 1], k, exact).stages) for place in range(TIMES + 3)
-    )
+    answers = (ask(slice(place, place + 1), k, exact) for place in range(STAGES_TIMES))
+    return min(sum(stage.seconds for stage in answer.stages) for answer in answers)
 
 
 def read_rate() -> float:
