@@ -293,7 +293,7 @@ class Collection:
         return fitting.list_fits(self._connection, self._name)
 
     def drop_fit(self, id: str) -> None:  # noqa: A002 - what everybody calls it
-        """Drops a fit; rows are not touched. Raises NotFound."""
+        """Drops a fit, and the indexes built for it; rows are not touched. Raises NotFound."""
         request = fits_pb2.DropFitRequest(collection=self._name, id=id)
         self._connection.call(self._connection.fits.DropFit, request)
 

@@ -340,3 +340,23 @@ def test_a_build_stays_within_its_memory(case: Case, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert peak_bytes < memory_bytes(row_count, dim)
     assert min(made.built.recall.values()) >= 0.9
+
+
+def test_estimates_of_an_index_that_sums(made: Made, case: Case, checkpoint: ArrayCheckpoint) -> None:
+    """They are the products themselves but for what codes leave out, so that those of several checkpoints can be added;
+    any range of positions may be asked for, and rows that may not come have none."""
+    if not made.backend.can_sum:
+        assert not hasattr(made.open(), "products")
+        return
+    index: Any = made.open()
+    vectors = queries(rule_of(case, checkpoint)[1])
+    weighted = index.weighted(vectors)
+    found = index.products(weighted, 0, ROW_COUNT)
+    exact = vectors.astype(np.float64) @ checkpoint.rows.astype(np.float64).T
+    live = np.setdiff1d(np.arange(ROW_COUNT), checkpoint.dead)
+    assert found.dtype == np.float32
+    assert not found[:, checkpoint.dead].any()
+    assert not found[-1].any()
+    error = np.linalg.norm(found[:-1, live] - exact[:-1, live], axis=1) / np.linalg.norm(exact[:-1, live], axis=1)
+    assert error.max() < 0.5
+    np.testing.assert_allclose(index.products(weighted, 1_000, 1_250), found[:, 1_000:1_250], rtol=1e-4, atol=1e-3)

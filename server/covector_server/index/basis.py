@@ -114,7 +114,7 @@ def _reach(source: Source, views: Float16Rows, directions: Directions) -> Float3
     total, step = np.zeros(directions.count), batch_rows(source.dim)
     for start in range(0, len(views), step):
         source.check()
-        (products,) = project([np.stack(views[start : start + step])], [directions])
+        (products,) = project([view[None] for view in views[start : start + step]], [directions])
         total += np.square(products, dtype=np.float64).sum(axis=0)
     return np.sqrt(total / max(len(views), 1)).astype(np.float32)
 

@@ -18,7 +18,7 @@ S^T V / sqrt(mu).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from covector.attribution.preconditioner import ByLayer, Dense, LowRank, Preconditioner
 from covector_server.index.contract import Float32, Source
-from covector_server.index.directions import batch_rows, spans
+from covector_server.index.directions import spans
 from covector_server.index.eigen import top_eigenpairs, top_eigenpairs_of
 from covector_server.storage.view import Positions
 
@@ -36,6 +36,7 @@ CHUNK_ROWS = 512  # of A, widened or narrowed at once
 POWER_ROUNDS = 10  # for the largest eigenvalue of A
 ABOVE = np.float32(1.05)  # a bound of what these find
 BLOCK_ELEMENTS = 1 << 24  # of directions that are in memory as float32 at once
+MAPPED_ELEMENTS = 1 << 22  # multiplied with a map at once, in float64
 HEAVY = 0.99  # of the sampled rows; the weights of heavier ones are cut to theirs
 COLUMN_ROWS = 1 << 18
 
@@ -63,6 +64,8 @@ def rank_most(preconditioner: Preconditioner, dim: int) -> int:
 def map_basis(source: Source, sample: Positions, views: Views, rank: int) -> MapBasis:
     """At most ``rank`` directions for the map of a source. ``sample``: positions of rows, and ``views``, the rows."""
     preconditioner = source.preconditioner
+    if isinstance(preconditioner, ByLayer) and len(preconditioner.parts) == 1:
+        ((_, _, preconditioner),) = preconditioner.parts
     if isinstance(preconditioner, Dense):
         return _of_dense(source, preconditioner, rank)
     thinned = slice(None, None, -(-len(views) // SAMPLE_ROWS_MAX))
@@ -188,10 +191,9 @@ def _of_layers(rows: _Weighted, by_layer: ByLayer, rank: int) -> MapBasis:
     sides = [np.empty((len(values), dim), dtype=np.float32) for _ in range(2)]  # r and p
     for start, stop, part in by_layer.parts:
         rows.source.check()
-        sides[0][:, start:stop] = mixed.T @ rows.wide(slice(None), start, stop)
-        step = batch_rows(stop - start)
-        for first in range(0, len(values), step):
-            some = slice(first, first + step)
+        for low, high in spans(stop - start):
+            sides[0][:, start + low : start + high] = mixed.T @ rows.wide(slice(None), start + low, start + high)
+        for some in _pieces(len(values), stop - start):
             sides[1][some, start:stop] = part.apply(sides[0][some, start:stop].astype(np.float64)) / level
     lengths = [np.sqrt(np.einsum("rk,rk->r", side, side)) / unit for side in sides]
     for side, length in zip(sides, lengths, strict=True):
@@ -205,14 +207,18 @@ def _mapped_pairs(rows: _Weighted, by_layer: ByLayer, level: float) -> Float32:
     """S A S^T, float32[n, n], over all layers."""
     pairs = np.zeros((len(rows), len(rows)), dtype=np.float32)
     for start, stop, part in by_layer.parts:
-        step = batch_rows(stop - start)
-        for first in range(0, len(rows), step):
+        for some in _pieces(len(rows), stop - start):
             rows.source.check()
-            some = slice(first, first + step)
             mapped = (part.apply(rows.wide(some, start, stop).astype(np.float64)) / level).astype(np.float32)
             for low, high in spans(stop - start):
                 pairs[some] += mapped[:, low:high] @ rows.wide(slice(None), start + low, start + high).T
     return (pairs + pairs.T) * np.float32(0.5)
+
+
+def _pieces(count: int, width: int) -> Iterator[slice]:
+    """Vectors of some width in pieces whose products with a map fit into memory."""
+    step = max(1, MAPPED_ELEMENTS // width)
+    return (slice(first, first + step) for first in range(0, count, step))
 
 
 def _level(part: Preconditioner) -> float:
