@@ -302,6 +302,19 @@ def test_files_that_do_not_fit_together_are_refused(made: Made) -> None:
         made.backend.open(type(files)(files.directory, {}, files.maps), no_check)
 
 
+def test_files_of_before_there_were_maps_are_read(made: Made, case: Case, checkpoint: ArrayCheckpoint) -> None:
+    """They have no gains, which are 1, and say nothing of bits, which are 8."""
+    if case.scorer == "influence":
+        return
+    files = open_files(made.directory, made.record, no_check)
+    maps = {name: data for name, data in files.maps.items() if name != "gains"}
+    parameters = {name: value for name, value in files.parameters.items() if name != "bits"}
+    old = made.backend.open(type(files)(files.directory, parameters, maps), no_check)
+    search = Search(queries(), 50, CheckpointRows(checkpoint, rule_of(case, checkpoint)[0], DIM), no_check)  # type: ignore[arg-type]
+    for one, other in zip(old.candidates(search).top, made.open().candidates(search).top, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_is_not_known_is_refused(case: Case) -> None:
     with pytest.raises(InvalidInput):
         backend_of(case.kind).check(Spec(kind=case.kind, parameters={"no such": 1}), DIM)

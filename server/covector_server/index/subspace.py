@@ -35,9 +35,10 @@ from covector_server.storage.view import Positions
 
 KIND = "subspace"
 SCORERS = ["dot", "cosine", "tracin"]  # those whose A is the identity
-RANK, RANK_MIN, RANK_MAX = 256, 16, 2048
+RANK, RANK_MIN, RANK_MAX = 256, 16, 1024
 DIM_SHARE = 16  # of dim, the rank that is begun with
 DISK_SHARE = 0.1  # of the rows' bytes, that the files of that rank may take
+MAP_RANK_MAX = 2048  # with a map
 MAP_DIM_SHARE = 5 / 16  # of dim, the same with a map
 MAP_RECALL = 0.98  # aimed at with a map, where none is asked for
 ELEMENTS = {8: 2 / 3, 4: 0.3}  # that a code costs, as measured
@@ -99,9 +100,9 @@ class Subspace:
         unknown = sorted(set(spec.parameters) - {"rank"})
         if unknown:
             raise InvalidInput(f"a subspace index has no parameter {unknown[0]!r}; it has rank", field=unknown[0])
-        rank = spec.parameters.get("rank", 1)
-        if not (isinstance(rank, int) and 1 <= rank <= min(dim, RANK_MAX)):
-            raise InvalidInput(f"rank {rank!r}: give a whole number from 1 to {min(dim, RANK_MAX)}", field="rank")
+        rank, most = spec.parameters.get("rank", 1), min(dim, MAP_RANK_MAX if spec.fit else RANK_MAX)
+        if not (isinstance(rank, int) and 1 <= rank <= most):
+            raise InvalidInput(f"rank {rank!r}: give a whole number from 1 to {most}", field="rank")
         if not spec.fit and spec.scorer not in SCORERS:
             raise InvalidInput(
                 f"a subspace index serves {', '.join(SCORERS)} and fits, not {spec.scorer!r}", field="scorer"
@@ -176,7 +177,7 @@ def _rank_usual(source: Source) -> int:
 
 
 def _rank_max(source: Source) -> int:
-    most = RANK_MAX // 2 if not _has_map(source) else min(RANK_MAX, rank_most(source.preconditioner, source.dim))
+    most = min(MAP_RANK_MAX, rank_most(source.preconditioner, source.dim)) if _has_map(source) else RANK_MAX
     return max(1, min(most, source.dim, len(source.live)))
 
 
