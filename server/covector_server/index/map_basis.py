@@ -34,7 +34,7 @@ from covector_server.storage.view import Positions
 SAMPLE_ROWS_MAX = 4096  # whose products of all pairs are made
 CHUNK_ROWS = 512  # of A, widened or narrowed at once
 POWER_ROUNDS = 10  # for the largest eigenvalue of A
-ABOVE = np.float32(1.05)  # a bound of what these find
+ABOVE = np.float32(1.01)  # a bound of what these find
 BLOCK_ELEMENTS = 1 << 24  # of directions that are in memory as float32 at once
 MAPPED_ELEMENTS = 1 << 22  # multiplied with a map at once, in float64
 HEAVY = 0.99  # of the sampled rows; the weights of heavier ones are cut to theirs
