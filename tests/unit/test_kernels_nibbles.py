@@ -14,22 +14,24 @@ from covector_server.kernels.nibbles import BLOCK, BLOCK_BYTES, nibble_products,
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The library as a processor without the instructions would run it."""
-    sources = Path(__file__).resolve().parents[2] / "native"
-    built = tmp_path_factory.mktemp("plain") / "plain.so"
-    command = ["cc", "-std=c11", "-O1", "-fPIC", "-shared", "-DCOVECTOR_PLAIN", "-pthread"]
-    subprocess.run([*command, *map(str, sorted(sources.glob("*.c"))), "-o", str(built), "-lm"], check=True)
-    loaded = library.load(built)
-    assert loaded is not None
-    return loaded
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL]:
+    """The library as processors without the instructions, or without the wide ones, would run it."""
+    sources, found = Path(__file__).resolve().parents[2] / "native", {}
+    for name in ("plain", "narrow"):
+        built = tmp_path_factory.mktemp(name) / f"{name}.so"
+        command = ["cc", "-std=c11", "-O1", "-fPIC", "-shared", f"-DCOVECTOR_{name.upper()}", "-pthread"]
+        subprocess.run([*command, *map(str, sorted(sources.glob("*.c"))), "-o", str(built), "-lm"], check=True)
+        loaded = library.load(built)
+        assert loaded is not None
+        found[name] = loaded
+    return found
 
 
-@pytest.fixture(params=["compiled", "plain", "numpy"])
-def either(request: pytest.FixtureRequest, plain: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["compiled", "narrow", "plain", "numpy"])
+def either(request: pytest.FixtureRequest, others: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch) -> None:
     assert library.LIBRARY is not None, "python native/compile.py"
     if request.param != "compiled":
-        monkeypatch.setattr(nibbles, "LIBRARY", plain if request.param == "plain" else None)
+        monkeypatch.setattr(nibbles, "LIBRARY", others.get(request.param))
 
 
 def made_codes(row_count: int, rank: int) -> np.ndarray:
@@ -50,7 +52,7 @@ def test_leading_blocks_are_the_leading_coordinates() -> None:
     np.testing.assert_array_equal(unpack(pack(codes)[:, : 3 * BLOCK_BYTES], 3 * BLOCK), codes[:, : 3 * BLOCK])
 
 
-@pytest.mark.parametrize("rank", [1, 32, 33, 64, 65, 128, 300])
+@pytest.mark.parametrize("rank", [1, 32, 33, 64, 65, 128, 300, 9_000])
 @pytest.mark.parametrize("vector_count", [1, 3])
 @pytest.mark.parametrize("row_count", [0, 1, 5])
 @pytest.mark.usefixtures("either")
