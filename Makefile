@@ -92,7 +92,7 @@ bench-lds: $(ORACLES)/oracles.stamp  ## How well each scorer foretells retrained
 	@$(ORACLES)/bin/python -m benchmarks.lds_digits $(ARGS)
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(PEERS) $(ORACLES) $(KERNELS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
+	rm -rf $(VENV) $(PEERS) $(ORACLES) $(KERNELS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo covector-evaluate
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(KERNELS): $(wildcard native/*.c native/*.h) native/compile.py

@@ -23,6 +23,7 @@ from covector_server.fit.cache import FitCache
 from covector_server.index.cache import IndexCache
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
+from covector_server.metadata.records import FitRecord
 from covector_server.query.cancellation import Cancelled
 from covector_server.query.engine import grouped, scores, self_influence
 from covector_server.query.filter import parse_where
@@ -192,17 +193,18 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             question = self._question(view, spec, vectors, cancelled)
             ask = self_influence if spec.self_influence else partial(scores, workers=self._workers)
             stream = ask(view, question, limits=self._limits, cancelled=cancelled)
-            row_count, fit = 0, "" if question.fit is None else question.fit.record.id
+            row_count, fit = 0, None if question.fit is None else question.fit.record
             for block in stream.blocks:
                 for message in _score_messages(view, block, stream.omissions):
-                    message.fit, fit = fit, ""
+                    _name_fit(message, fit)
+                    fit = None
                     yield message
                 row_count += len(block.row_ids)
             damages = _taken(stream.omissions)
             if damages or not row_count:  # the client still learns how many results there are
-                yield pb.ScoresResponse(
-                    keys=_key_column([]), result_count=stream.result_count, damages=damages, fit=fit
-                )
+                last = pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count, damages=damages)
+                _name_fit(last, fit)
+                yield last
 
     def _top_k_question(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Question:
         """The question, before the view is taken that it is answered in."""
@@ -330,6 +332,11 @@ def _score_messages(
             yield pb.ScoresResponse(
                 keys=_key_column(keys[run]), scores=data, result_count=result_count, damages=_taken(omissions)
             )
+
+
+def _name_fit(message: pb.ScoresResponse, fit: FitRecord | None) -> None:
+    if fit is not None:
+        message.fit, message.damping, message.damping_unit = fit.id, fit.damping, fit.damping_unit
 
 
 def _taken(omissions: Omissions | None) -> list[pb.Damage]:
