@@ -14,6 +14,7 @@ from covector_server.command_line import table
 from covector_server.config import parse
 from covector_server.jobs.compact_offline import main as compact
 from covector_server.jobs.fit_offline import main as fit
+from covector_server.jobs.index_offline import main as index
 
 PROGRAMS: list[tuple[Callable[[list[str]], object], list[str]]] = [
     (parse, ["--data", "store", "--shard-mib", "many"]),
@@ -21,6 +22,8 @@ PROGRAMS: list[tuple[Callable[[list[str]], object], list[str]]] = [
     (check, ["--data", "store", "--bogus"]),
     (compact, ["resumes", "--data", "store", "--compact-share", "half"]),
     (fit, ["create", "resumes", "trak", "--data", "store", "--rank", "low"]),
+    (index, ["build", "resumes", "--data", "store", "--recall", "most"]),
+    (index, ["list", "resumes"]),
     (fit, ["forget", "resumes", "--data", "store"]),
 ]
 
