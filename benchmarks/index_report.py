@@ -24,8 +24,8 @@ COLUMNS = {
 _HEADER = """# Approximate indexes
 
 Written by benchmarks/indexes.py and index_peer.py, which say how each figure is measured: one process, one thread,
-queries of rows that are not stored. *time / exact*: of a query, beside an exact scan by this version; *without A q*: the
-same without the product of the query with what a scorer learnt, on both sides; *time / reading*: beside reading the
+queries of rows that are not stored. *time / exact*: of a query, beside an exact scan by this version; *without A q*:
+the same without the product of the query with what a scorer learnt, on both sides; *time / reading*: beside reading the
 bytes of the rows from memory. Settings and machine of each are in indexes.json.
 
 Wanted of `subspace`, `dot`, on real gradients: recall@10 and @100 .99, bottom-10 .98, at 9% of the exact scan's time on
