@@ -15,12 +15,13 @@ that are given are too few for a time to mean much, so they are stored n times, 
 each row four others are added, with random signs and 0.3 of its norm each. That is no other data, but it has about the
 spectrum of what was given; the fit and the index are of all of it. ``--checkpoints n``: the same noise makes the rows
 and queries of further checkpoints, of eta 1/2, 1/3 ...; each has an index, and queries sum all of them.
+
+With ``--results DIR --what "5,200 LoRA gradients"`` the figures go into indexes.json and indexes.md there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from gradient_rows import BATCH_ROWS, made_rows
+from index_report import add_arguments, report
 
 from covector.types import Space
 from covector_server.fit.cache import FitCache
@@ -80,7 +82,7 @@ def main() -> None:
             fit(store, scorer)
         figures = [measure(store, queries, kind, scorer, given) for kind in given.kind for scorer in given.scorer]
         store.close()
-    print(json.dumps(figures, indent=2))
+    report(figures, given)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -98,6 +100,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int)
     parser.add_argument("--save", type=Path, metavar="DIR", help="write made rows there, for index_peer.py, and stop")
     parser.add_argument("--tmp", type=Path, help="where the store is made")
+    add_arguments(parser)
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ from covector_server.query.omission import Omissions, settled
 from covector_server.query.planner import Plan, plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
 from covector_server.query.scan import Mask, Scan, blocks_by_row_id, scan_each
-from covector_server.query.stored_queries import plan_self_scan, self_scores
+from covector_server.query.stored_queries import SelfScan, self_scores, self_terms
 from covector_server.query.summed import SummedSearch
 from covector_server.query.topk import Selection
 from covector_server.query.workers import Workers
@@ -254,14 +254,21 @@ def scores(
 
 
 def self_influence(
-    view: CollectionView, question: Question, *, limits: Limits | None = None, cancelled: Cancelled = never
+    view: CollectionView,
+    question: Question,
+    *,
+    limits: Limits | None = None,
+    cancelled: Cancelled = never,
+    workers: Workers | None = None,
 ) -> ScoreStream:
     """What each row scores as its own query; the question's vectors, groups and kind are not looked at. Raises as
     ``scores`` does."""
     limits = limits or Limits()
     omissions = _omissions(question, limits)
-    mask, _ = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
-    scan = plan_self_scan(view, question, mask, cancelled, _sink(omissions))
+    on_damage = _sink(omissions)
+    mask, _ = _filter(view, question, limits, cancelled, on_damage=on_damage)
+    terms = self_terms(view, question)
+    scan = SelfScan(terms, question.missing, mask, view.row_id_count, cancelled, on_damage, workers)
     return ScoreStream(1, question.scorer, self_scores(scan), omissions)
 
 
