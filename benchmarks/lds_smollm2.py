@@ -1,0 +1,275 @@
+"""How well each scorer foretells what retrained language models do: the LDS of LoRA on SmolLM2-135M.
+
+    python -m benchmarks.lds_smollm2 --work DIR              # from the kept outputs: models of all rows and gradients
+    python -m benchmarks.lds_smollm2 --work DIR --retrain    # from scratch: 128 more trainings, about 20 CPU-s each
+
+300 real questions with answers; 64 random halves of them, a model trained on each twice, in two orders; 60 unseen
+questions, whose margin (the mean over an answer's tokens of log p - log(1 - p)) a score is to foretell. The model, the
+rows and the trainings are in ``smollm2`` and ``smollm2_truth``, the gradients in ``smollm2_gradients``. DIR keeps what
+was trained and taken, so a run that is stopped goes on; about 2 GB. Written are
+benchmarks/results/lds_smollm2.{json,md,png}, and .npz with the models' outputs.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from benchmarks import smollm2_truth
+from benchmarks.lds_table import Row, chosen, judged, lines_of, plot
+from benchmarks.smollm2 import Learner, Recipe
+from benchmarks.smollm2_gradients import DEFAULT_DIM, Gradients, Taken
+from benchmarks.smollm2_truth import MODELS, SEEDS, SUBSETS, Truth
+from benchmarks.words import bm25
+
+from covector.attribution import fit, lds, score
+
+Float64 = npt.NDArray[np.float64]
+Named = tuple[str, str, npt.ArrayLike]
+RESULTS = Path(__file__).parent / "results" / "lds_smollm2"
+LAST = Recipe.epochs
+WORDS_SHARE = 0.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The LDS of every scorer on a language model.")
+    parser.add_argument("--work", type=Path, required=True, help="directory of the model, the trainings, the gradients")
+    parser.add_argument("--retrain", action="store_true", help="train the models of the halves again")
+    given = parser.parse_args()
+    learner = Learner(Recipe(), given.work)
+    truth = known_truth(learner, given.work, given.retrain)
+    rows = []
+    for name, group, scores in Scores(learner, given.work).all():
+        rows.append(judged((name, group), scores, truth.masks, truth.mean(), truth.mean(function=0)))
+        print(rows[-1], flush=True)
+    report(rows, truth)
+    plot(rows, RESULTS.with_suffix(".png"), "Linear datamodelling score, LoRA on SmolLM2-135M", "by the loss")
+
+
+def known_truth(learner: Learner, work: Path, retrain: bool) -> Truth:
+    """The committed outputs, or those of trainings that are done now."""
+    path = RESULTS.with_suffix(".npz")
+    if retrain or not path.exists():
+        for name in smollm2_truth.retrained(learner, work):
+            print(name, flush=True)
+        smollm2_truth.keep(smollm2_truth.gathered(work, learner.recipe), learner.recipe, path)
+    return smollm2_truth.kept(path, learner.recipe)
+
+
+# -- scores ----------------------------------------------------------------------------------------------------------
+
+
+def standardised(scores: npt.ArrayLike) -> Float64:
+    """Each query's scores in units of their spread."""
+    wide = np.asarray(scores, dtype=np.float64)
+    spread = wide.std(axis=1, keepdims=True)
+    return np.divide(wide - wide.mean(axis=1, keepdims=True), spread, out=np.zeros_like(wide), where=spread > 0)
+
+
+class Scores:
+    """All scorers on all gradients."""
+
+    def __init__(self, learner: Learner, work: Path) -> None:
+        self.learner, self.work = learner, work
+        self.gradients = Gradients(learner, work)
+
+    def taken(self, epoch: int, function: str = "loss", correction: str = "none", model: int = 0) -> Taken:
+        """Gradients at a model of all rows after an epoch."""
+        states = smollm2_truth.whole_model(self.learner, MODELS[model], self.work)
+        return self.gradients.taken(f"{MODELS[model]}-{epoch}", states[epoch - 1], function, correction)
+
+    def all(self) -> Iterator[Named]:
+        """(name, group, scores float[queries, rows])."""
+        yield from self.of_words()
+        yield from self.plain()
+        yield from self.learnt()
+        yield from self.trak()
+        yield from self.exact()
+        yield from self.several()
+
+    def bm25(self) -> Float64:
+        """Of questions with their answers."""
+        return bm25([row.text for row in self.learner.rows], [query.text for query in self.learner.queries])
+
+    def of_words(self) -> Iterator[Named]:
+        group = "no gradients"
+        yield "BM25", group, self.bm25()
+        means = [
+            np.stack([entry.hidden.mean(dim=0).numpy() for entry in entries]).astype(np.float64)
+            for entries in (self.learner.row_entries, self.learner.query_entries)
+        ]
+        yield "embedding cosine", group, score(means[1], means[0], scorer="cosine")
+        centre = means[0].mean(axis=0)
+        yield "embedding cosine, centred", group, score(means[1] - centre, means[0] - centre, scorer="cosine")
+
+    def plain(self) -> Iterator[Named]:
+        group = "nothing learnt"
+        for epoch in range(1, LAST + 1):
+            rows, queries = self.taken(epoch).sketch(str(DEFAULT_DIM))
+            yield f"dot, epoch {epoch}", group, score(queries, rows)
+            yield f"cosine, epoch {epoch}", group, score(queries, rows, scorer="cosine")
+        yield f"tracin, {LAST} epochs", group, self.tracin()
+        rows, queries = self.taken(LAST, correction="adam").sketch(str(DEFAULT_DIM))
+        yield "less, Adam's moments", group, score(queries, rows, scorer="less")
+
+    def tracin(self) -> Float64:
+        """The learning rate is its mean over the epoch that ends at each checkpoint."""
+        return np.sum(
+            [
+                (LAST - epoch + 0.5) / LAST * score(queries, rows, scorer="tracin")
+                for epoch in range(1, LAST + 1)
+                for rows, queries in [self.taken(epoch).sketch(str(DEFAULT_DIM))]
+            ],
+            axis=0,
+        )
+
+    def learnt(self) -> Iterator[Named]:
+        group = "learnt"
+        for epoch in range(1, LAST + 1):
+            yield f"influence, epoch {epoch}", group, self.influence(epoch)
+        for damping in (0.1, 10.0):
+            yield f"influence, damping {damping:g}", group, self.influence(LAST, damping=damping)
+        yield "influence, unit rows", group, self.influence(LAST, unit_rows=True)
+        rows, queries = self.taken(LAST, correction="root").sketch(str(DEFAULT_DIM))
+        yield "influence, Adam-corrected", group, fit("influence", rows).scores(queries, rows)
+        yield "trackstar, Adam-corrected", group, fit("trackstar", rows).scores(queries, rows)
+        yield "trackstar", group, self.influence(LAST, method="trackstar")
+        rows, queries = self.taken(LAST).sketch("layers")
+        space = self.gradients.by_layer_space
+        for name, method, options in (
+            ("datainf, a sketch a layer", "datainf", {}),
+            ("datainf, damping 10", "datainf", {"damping": 10.0}),
+            ("influence, a layer at a time", "influence", {"by_layer": True}),
+        ):
+            yield name, group, fit(method, rows, space=space, **options).scores(queries, rows)
+
+    def influence(self, epoch: int, method: str = "influence", sketch: str = str(DEFAULT_DIM), **options: Any) -> Any:
+        rows, queries = self.taken(epoch).sketch(sketch)
+        return fit(method, rows, **options).scores(queries, rows)
+
+    def trak(self) -> Iterator[Named]:
+        group = "trak"
+        for epoch in range(1, LAST + 1):
+            yield f"trak, epoch {epoch}", group, self.trak_of([(epoch, 0)])
+        for damping in (0.0, 0.1, 3.0, 10.0):
+            yield f"trak, damping {damping:g}", group, self.trak_of([(LAST, 0)], damping=damping)
+        yield "trak, unit rows", group, self.trak_of([(LAST, 0)], unit_rows=True)
+        for dim in ("1024", "16384"):
+            yield f"trak, dim {dim}", group, self.trak_of([(LAST, 0)], sketch=dim)
+
+    def trak_of(self, members: list[tuple[int, int]], sketch: str = str(DEFAULT_DIM), **options: Any) -> Float64:
+        """TRAK over (epoch, model) members."""
+        found = {f"{epoch}/{model}": self.taken(epoch, "margin", model=model) for epoch, model in members}
+        rows = {name: taken.sketch(sketch)[0] for name, taken in found.items()}
+        queries = {name: taken.sketch(sketch)[1] for name, taken in found.items()}
+        q = {name: taken.trak_q for name, taken in found.items()}
+        return fit("trak", rows, trak_q=q, **options).scores(queries, rows, trak_q=q)
+
+    def exact(self) -> Iterator[Named]:
+        group = "unsketched"
+        taken = self.taken(LAST)
+        rows, queries = taken.exact()
+        yield "dot, unsketched", group, score(queries, rows)
+        yield "influence, unsketched", group, fit("influence", rows).scores(queries, rows)
+        for level in ("parameter", "module", "layer"):
+            rows, queries, space = taken.exact_by(self.gradients.groups(level), self.gradients.blocks)
+            learnt = fit("influence", rows, space=space, by_layer=True)
+            yield f"influence, unsketched, by {level}", group, learnt.scores(queries, rows)
+        yield "datainf, unsketched", group, self.exact_datainf(taken)
+        for damping, scores in self.kronecker().items():
+            yield f"Kronecker factors, damping {damping}", group, scores
+        margin = self.taken(LAST, "margin")
+        rows, queries = margin.exact()
+        learnt = fit("trak", rows, trak_q=margin.trak_q)
+        yield "trak, unsketched", group, learnt.scores(queries, rows, trak_q=margin.trak_q)
+
+    def kronecker(self) -> dict[str, Float64]:
+        states = smollm2_truth.whole_model(self.learner, MODELS[0], self.work)
+        return self.gradients.kronecker(f"{MODELS[0]}-{LAST}", states[-1])
+
+    def exact_datainf(self, taken: Taken) -> Float64:
+        rows, queries, space = taken.exact_by(self.gradients.groups("parameter"), self.gradients.blocks)
+        return fit("datainf", rows, space=space).scores(queries, rows)
+
+    def several(self) -> Iterator[Named]:
+        group = "several together"
+        epochs = [(epoch, 0) for epoch in range(1, LAST + 1)]
+        models = [(LAST, model) for model in range(len(MODELS))]
+        yield f"influence, {LAST} epochs", group, np.sum([self.influence(epoch) for epoch, _ in epochs], axis=0)
+        yield f"trak, {LAST} epochs", group, self.trak_of(epochs)
+        together = self.trak_of(models)
+        yield f"trak, {len(MODELS)} models", group, together
+        lexical = standardised(self.bm25())
+        yield "trak + 0.3 BM25", group, standardised(self.trak_of([(LAST, 0)])) + WORDS_SHARE * lexical
+        yield f"trak, {len(MODELS)} models, + 0.3 BM25", group, standardised(together) + WORDS_SHARE * lexical
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def report(rows: list[Row], truth: Truth) -> None:
+    packages = ("torch", "transformers", "peft", "numpy", "chatterbot-corpus", "bm25s")
+    machine = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    second = second_training(truth)
+    numbers = {
+        "recipe": asdict(Recipe()), "subsets": SUBSETS, "seeds": SEEDS, "dim": DEFAULT_DIM, "second_training": second,
+        "rows": [asdict(row) for row in rows], "machine": machine,
+    }  # fmt: skip
+    RESULTS.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    parts = [HEAD, *lines_of(rows, "by the loss"), "", *choices(rows), *ceiling(*second), WHAT_HELPED]
+    text = "\n".join([*parts, "![The table as a plot](lds_smollm2.png)", ""])
+    RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
+    print("\n".join(["", *choices(rows), *ceiling(*second)]))
+
+
+def second_training(truth: Truth) -> tuple[float, float]:
+    """What the outputs of one training foretell of another of the same subsets, as a score would; and what a score that
+    knew the mean over all orders would reach, by Spearman and Brown, on the mean over the trainings here."""
+    first, second = truth.outputs[:2, :, 1]
+    one = lds(first.T, np.eye(SUBSETS), second, resamples=0).mean
+    count = len(SEEDS)
+    return one, float(np.sqrt(max(count * one / (1 + (count - 1) * one), 0.0)))
+
+
+def choices(rows: list[Row]) -> list[str]:
+    """The best by the first half of the subsets, of all, and of those that take one sketch at one state."""
+    single = [row for row in rows if row.group in ("nothing learnt", "learnt", "trak") and "epochs" not in row.name]
+    return [
+        *chosen(rows, "all settings", SUBSETS),
+        *chosen(single, "those with one sketch of one model at one state", SUBSETS),
+    ]
+
+
+def ceiling(one: float, most: float) -> list[str]:
+    return [
+        f"Noise: the outputs of one training, as scores of another of the same subsets, have an LDS of {one:.3f}.",
+        f"So against the mean of both, a score that knew the mean over all orders would reach about **{most:.2f}**.",
+        "",
+    ]
+
+
+HEAD = f"""# LDS on a language model: how well scores foretell retrained models
+
+Made by `make bench-lds-lm`. LoRA on the last {Recipe.top_layers} layers of SmolLM2-135M-Instruct (325,632 parameters);
+{Recipe.rows} real questions with answers, {SUBSETS} halves of them, each trained on twice for {LAST} epochs;
+{Recipe.queries} unseen questions. Foretold is the margin; *by the loss*: minus the loss instead. Unless said: sketches
+of {DEFAULT_DIM:,}, the model of all rows after the last epoch, damping 1. Interval: 95%, bootstrap over subsets.
+"""
+
+WHAT_HELPED = ""
+
+
+if __name__ == "__main__":
+    main()
