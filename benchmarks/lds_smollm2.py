@@ -4,10 +4,10 @@
     python -m benchmarks.lds_smollm2 --work DIR --retrain    # from scratch: 128 more trainings, about 20 CPU-s each
 
 300 real questions with answers; 64 random halves of them, a model trained on each twice, in two orders; 60 unseen
-questions, whose margin (the mean over an answer's tokens of log p - log(1 - p)) a score is to foretell. The model, the
-rows and the trainings are in ``smollm2`` and ``smollm2_truth``, the gradients in ``smollm2_gradients``. DIR keeps what
-was trained and taken, so a run that is stopped goes on; about 2 GB. Written are
-benchmarks/results/lds_smollm2.{json,md,png}, and .npz with the models' outputs.
+questions, whose loss (the mean over an answer's tokens) a score is to foretell. The model, the rows and the trainings
+are in ``smollm2`` and ``smollm2_truth``, the gradients in ``smollm2_gradients``. DIR keeps what was trained and taken,
+so a run that is stopped goes on; about 2 GB. Written are benchmarks/results/lds_smollm2.{json,md,png}, and .npz with
+the models' outputs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks import smollm2_truth
 from benchmarks.lds_table import Row, chosen, judged, lines_of, plot
 from benchmarks.smollm2 import Learner, Recipe
 from benchmarks.smollm2_gradients import DEFAULT_DIM, Gradients, Taken
-from benchmarks.smollm2_truth import MODELS, SEEDS, SUBSETS, Truth
+from benchmarks.smollm2_truth import LOSS, MARGIN, MODELS, SEEDS, SUBSETS, Truth
 from benchmarks.words import bm25
 
 from covector.attribution import fit, lds, score
@@ -48,14 +48,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="directory of the model, the trainings, the gradients")
     parser.add_argument("--retrain", action="store_true", help="train the models of the halves again")
     given = parser.parse_args()
-    learner = Learner(Recipe(), given.work)
+    learner = Learner.of_smollm2(Recipe(), given.work)
     truth = known_truth(learner, given.work, given.retrain)
     rows = []
     for name, group, scores in Scores(learner, given.work).all():
-        rows.append(judged((name, group), scores, truth.masks, truth.mean(), truth.mean(function=0)))
+        rows.append(judged((name, group), scores, truth.masks, truth.mean(LOSS), truth.mean(MARGIN)))
         print(rows[-1], flush=True)
     report(rows, truth)
-    plot(rows, RESULTS.with_suffix(".png"), "Linear datamodelling score, LoRA on SmolLM2-135M", "by the loss")
+    plot(rows, RESULTS.with_suffix(".png"), "Linear datamodelling score, LoRA on SmolLM2-135M", "by the margin")
 
 
 def known_truth(learner: Learner, work: Path, retrain: bool) -> Truth:
@@ -228,7 +228,7 @@ def report(rows: list[Row], truth: Truth) -> None:
         "rows": [asdict(row) for row in rows], "machine": machine,
     }  # fmt: skip
     RESULTS.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    parts = [HEAD, *lines_of(rows, "by the loss"), "", *choices(rows), *ceiling(*second), WHAT_HELPED]
+    parts = [HEAD, *lines_of(rows, "by the margin"), "", *choices(rows), *ceiling(*second), WHAT_HELPED]
     text = "\n".join([*parts, "![The table as a plot](lds_smollm2.png)", ""])
     RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
     print("\n".join(["", *choices(rows), *ceiling(*second)]))
@@ -237,7 +237,7 @@ def report(rows: list[Row], truth: Truth) -> None:
 def second_training(truth: Truth) -> tuple[float, float]:
     """What the outputs of one training foretell of another of the same subsets, as a score would; and what a score that
     knew the mean over all orders would reach, by Spearman and Brown, on the mean over the trainings here."""
-    first, second = truth.outputs[:2, :, 1]
+    first, second = truth.outputs[:2, :, LOSS]
     one = lds(first.T, np.eye(SUBSETS), second, resamples=0).mean
     count = len(SEEDS)
     return one, float(np.sqrt(max(count * one / (1 + (count - 1) * one), 0.0)))
@@ -264,8 +264,9 @@ HEAD = f"""# LDS on a language model: how well scores foretell retrained models
 
 Made by `make bench-lds-lm`. LoRA on the last {Recipe.top_layers} layers of SmolLM2-135M-Instruct (325,632 parameters);
 {Recipe.rows} real questions with answers, {SUBSETS} halves of them, each trained on twice for {LAST} epochs;
-{Recipe.queries} unseen questions. Foretold is the margin; *by the loss*: minus the loss instead. Unless said: sketches
-of {DEFAULT_DIM:,}, the model of all rows after the last epoch, damping 1. Interval: 95%, bootstrap over subsets.
+{Recipe.queries} unseen questions. Foretold is minus the loss; *by the margin*: the mean of log p - log(1 - p) instead.
+Unless said: sketches of {DEFAULT_DIM:,}, the model of all rows after the last epoch, damping 1. Interval: 95%, bootstrap
+over subsets.
 """
 
 WHAT_HELPED = ""

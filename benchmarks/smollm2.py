@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from benchmarks.real_gradients import corpus_rows
 from peft import PeftModel
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from covector.demo import training
@@ -106,13 +107,11 @@ class Entry:
 
 
 class Learner:
-    """The model, with adapters that are trained from one start again and again. ``work``: a directory that keeps the
-    unpacked model and what its frozen layers put out."""
+    """A model built as Llama is, with adapters that are trained from one start again and again. ``base`` is changed;
+    ``work``: a directory that keeps what its frozen layers put out."""
 
-    def __init__(self, recipe: Recipe, work: Path) -> None:
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        self.recipe = recipe
-        base, self.tokenizer = load_model(None, work / "model")
+    def __init__(self, recipe: Recipe, base: nn.Module, tokenizer: Any, work: Path) -> None:
+        self.recipe, self.tokenizer = recipe, tokenizer
         self.rows, self.queries = questions(recipe, self.tokenizer)
         self.row_tokens, self.query_tokens = (
             [encoded(self.tokenizer, question) for question in part] for part in (self.rows, self.queries)
@@ -124,6 +123,12 @@ class Learner:
         self._top = self._causal.model.layers[-recipe.top_layers :]
         self._start = copied(self.parameters)
         self.row_entries, self.query_entries = self._entries(work / "entries.pt")
+
+    @staticmethod
+    def of_smollm2(recipe: Recipe, work: Path) -> Learner:
+        """SmolLM2-135M-Instruct, unpacked into ``work``."""
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        return Learner(recipe, *load_model(None, work / "model"), work)
 
     def _entries(self, path: Path) -> tuple[list[Entry], list[Entry]]:
         """Of rows and queries, kept in a file."""

@@ -18,6 +18,7 @@ from benchmarks.smollm2 import Float32, Learner, Recipe, State, write_whole
 
 SUBSETS = 64
 SEEDS = (0, 1)  # of the order of the rows; each subset is trained on once with each
+LOSS, MARGIN = 0, 1  # places of the outputs
 MODELS = (100, 101, 102, 103)  # seeds of the models of all rows
 
 
@@ -29,8 +30,8 @@ class Truth:
     masks: npt.NDArray[np.bool_]
     outputs: Float32
 
-    def mean(self, function: int = 1) -> npt.NDArray[np.float64]:
-        """The mean over seeds, float64[subsets, queries]."""
+    def mean(self, function: int) -> npt.NDArray[np.float64]:
+        """Minus the loss or the margin, the mean over seeds: float64[subsets, queries]."""
         return np.asarray(self.outputs[:, :, function].mean(axis=0, dtype=np.float64))
 
 
