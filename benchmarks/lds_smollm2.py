@@ -280,47 +280,6 @@ Unless said: sketches of {DEFAULT_DIM:,}, the model of all rows after the last e
 bootstrap over subsets.
 """
 
-WHAT_HELPED]
-    text = "\n".join([*parts, "![The table as a plot](lds_smollm2.png)", ""])
-    RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
-    print("\n".join(["", *choices(rows), *ceiling(*second)]))
-
-
-def second_training(truth: Truth) -> tuple[float, float]:
-    """What the outputs of one training foretell of another of the same subsets, as a score would; and what a score that
-    knew the mean over all orders would reach, by Spearman and Brown, on the mean over the trainings here."""
-    first, second = truth.outputs[:2, :, LOSS]
-    one = lds(first.T, np.eye(SUBSETS), second, resamples=0).mean
-    count = len(SEEDS)
-    return one, float(np.sqrt(max(count * one / (1 + (count - 1) * one), 0.0)))
-
-
-def choices(rows: list[Row]) -> list[str]:
-    """The best by the first half of the subsets, of all, and of those that take one sketch at one state."""
-    single = [row for row in rows if row.group in ("nothing learnt", "learnt", "trak") and "epochs" not in row.name]
-    return [
-        *chosen(rows, "all settings", SUBSETS),
-        *chosen(single, "those with one sketch of one model at one state", SUBSETS),
-    ]
-
-
-def ceiling(one: float, most: float) -> list[str]:
-    return [
-        f"Noise: the outputs of one training, as scores of another of the same subsets, have an LDS of {one:.3f}.",
-        f"So against the mean of both, a score that knew the mean over all orders would reach about **{most:.2f}**.",
-        "",
-    ]
-
-
-HEAD = f"""# LDS on a language model: how well scores foretell retrained models
-
-Made by `make bench-lds-lm`. LoRA on the last {Recipe.top_layers} layers of SmolLM2-135M-Instruct (325,632 parameters);
-{Recipe.rows} real questions with answers, {SUBSETS} halves of them, each trained on twice for {LAST} epochs;
-{Recipe.queries} unseen questions. Foretold is minus the loss; *by the margin*: the mean of log p - log(1 - p) instead.
-Unless said: sketches of {DEFAULT_DIM:,}, the model of all rows after the last epoch, damping 1. Interval: 95%, bootstrap
-over subsets.
-"""
-
 WHAT_HELPED = ""
 
 

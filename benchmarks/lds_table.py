@@ -18,14 +18,16 @@ COLOURS = ("#8a8f98", "#3b7dd8", "#d1495b", "#c9a227", "#4c956c", "#7b5ea7")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table: the LDS with its interval, the same by ``other`` outputs, and on the two halves of the
-    subsets: ``choice`` on the one that settings are chosen by, ``test`` with its interval on the one they are not."""
+    """A line of the table: the LDS with its interval and its standard error over queries, the same by ``other``
+    outputs, and on the two halves of the subsets: ``choice`` on the one that settings are chosen by, ``test`` with its
+    interval on the one they are not."""
 
     name: str
     group: str
     lds: float
     low: float
     high: float
+    query_error: float
     other: float
     choice: float
     test: float
@@ -46,7 +48,10 @@ def judged(
     other = lds(scores, masks, other_outputs, resamples=0)
     choice = lds(scores, masks[:half], outputs[:half], resamples=0)
     test: LdsResult = lds(scores, masks[half:], outputs[half:], resamples=RESAMPLES)
-    return Row(*named, whole.mean, whole.low, whole.high, other.mean, choice.mean, test.mean, test.low, test.high)
+    error = float(whole.by_query.std() / len(whole.by_query) ** 0.5)
+    return Row(
+        *named, whole.mean, whole.low, whole.high, error, other.mean, choice.mean, test.mean, test.low, test.high
+    )
 
 
 def chosen(among: Sequence[Row], what: str, subset_count: int) -> list[str]:
