@@ -42,6 +42,7 @@ RESULTS = Path(__file__).parent / "results" / "lds_smollm2"
 LAST = Recipe.epochs
 RATES = {epoch: (LAST - epoch + 0.5) / LAST for epoch in range(1, LAST + 1)}  # the mean learning rate of each epoch
 WORDS_SHARE = 0.3
+FULL = Recipe.rows  # the rank of that many rows: exact, and the 4,096 dims of a sketch need no dense inverse
 
 
 def main() -> None:
@@ -141,8 +142,8 @@ class Scores:
             yield f"influence, damping {damping:g}", group, self.influence(LAST, damping=damping)
         yield "influence, unit rows", group, self.influence(LAST, unit_rows=True)
         rows, queries = self.taken(LAST, correction="root").sketch(str(DEFAULT_DIM))
-        yield "influence, Adam-corrected", group, fit("influence", rows).scores(queries, rows)
-        yield "trackstar, Adam-corrected", group, fit("trackstar", rows).scores(queries, rows)
+        yield "influence, Adam-corrected", group, fit("influence", rows, rank=FULL).scores(queries, rows)
+        yield "trackstar, Adam-corrected", group, fit("trackstar", rows, rank=FULL).scores(queries, rows)
         yield "trackstar", group, self.influence(LAST, method="trackstar")
         rows, queries = self.taken(LAST).sketch("layers")
         space = self.gradients.by_layer_space
@@ -155,13 +156,13 @@ class Scores:
 
     def influence(self, epoch: int, method: str = "influence", sketch: str = str(DEFAULT_DIM), **options: Any) -> Any:
         rows, queries = self.taken(epoch).sketch(sketch)
-        return fit(method, rows, **options).scores(queries, rows)
+        return fit(method, rows, rank=FULL, **options).scores(queries, rows)
 
     def trak(self) -> Iterator[Named]:
         group = "trak"
         for epoch in range(1, LAST + 1):
             yield f"trak, epoch {epoch}", group, self.trak_of([(epoch, 0)])
-        for damping in (0.0, 0.1, 3.0, 10.0):
+        for damping in (0.01, 0.1, 3.0, 10.0):
             yield f"trak, damping {damping:g}", group, self.trak_of([(LAST, 0)], damping=damping)
         yield "trak, unit rows", group, self.trak_of([(LAST, 0)], unit_rows=True)
         for dim in ("1024", "16384"):
@@ -173,7 +174,7 @@ class Scores:
         rows = {name: taken.sketch(sketch)[0] for name, taken in found.items()}
         queries = {name: taken.sketch(sketch)[1] for name, taken in found.items()}
         q = {name: taken.trak_q for name, taken in found.items()}
-        return fit("trak", rows, trak_q=q, **options).scores(queries, rows, trak_q=q)
+        return fit("trak", rows, trak_q=q, rank=FULL, **options).scores(queries, rows, trak_q=q)
 
     def exact(self) -> Iterator[Named]:
         group = "unsketched"
@@ -224,7 +225,7 @@ class Scores:
         parts = {name: taken.sketch(sketch) if sketch else taken.exact() for name, taken in found.items()}
         rows, queries = ({name: part[side] for name, part in parts.items()} for side in (0, 1))
         etas = {f"{epoch}/{model}": RATES[epoch] for epoch, model in members}
-        return fit("influence", rows, etas=etas).scores(queries, rows)
+        return fit("influence", rows, etas=etas, rank=FULL if sketch else None).scores(queries, rows)
 
 
 # -- results ---------------------------------------------------------------------------------------------------------

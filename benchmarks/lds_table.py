@@ -49,9 +49,8 @@ def judged(
     choice = lds(scores, masks[:half], outputs[:half], resamples=0)
     test: LdsResult = lds(scores, masks[half:], outputs[half:], resamples=RESAMPLES)
     error = float(whole.by_query.std() / len(whole.by_query) ** 0.5)
-    return Row(
-        *named, whole.mean, whole.low, whole.high, error, other.mean, choice.mean, test.mean, test.low, test.high
-    )
+    interval = (whole.mean, whole.low, whole.high, error)
+    return Row(*named, *interval, other.mean, choice.mean, test.mean, test.low, test.high)
 
 
 def chosen(among: Sequence[Row], what: str, subset_count: int) -> list[str]:

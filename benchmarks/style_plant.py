@@ -220,14 +220,15 @@ def all_scores(pupil: Pupil, rows: Sequence[DemoRow], asked: DemoRow) -> Iterato
     yield "dot", score(query, losses)[0]
     yield "cosine", score(query, losses, scorer="cosine")[0]
     for name, method, options in LEARNT:
-        yield name, fit(method, losses, **options).scores(query, losses)[0]
+        yield name, fit(method, losses, rank=len(rows), **options).scores(query, losses)[0]
     layers = CountSketch(4096, blocks="layer")
     parts, asked_parts = pupil.gradients(rows, projection=layers), pupil.gradients([asked], projection=layers)
     yield "datainf", fit("datainf", parts).scores(asked_parts, parts)[0]
     yield "influence, a layer at a time", fit("influence", parts, by_layer=True).scores(asked_parts, parts)[0]
     margins, asked_margin = pupil.gradients(rows, output="margin"), pupil.gradients([asked], output="margin")
-    for damping in (1.0, 0.1, 0.0):
-        yield f"trak, damping {damping:g}", fit("trak", margins, damping=damping).scores(asked_margin, margins)[0]
+    for damping in (1.0, 0.1, 10.0):
+        learnt = fit("trak", margins, damping=damping, rank=len(rows))
+        yield f"trak, damping {damping:g}", learnt.scores(asked_margin, margins)[0]
 
 
 LEARNT: tuple[tuple[str, str, dict[str, Any]], ...] = (
