@@ -41,6 +41,7 @@ Named = tuple[str, str, npt.ArrayLike]
 RESULTS = Path(__file__).parent / "results" / "lds_smollm2"
 LAST = Recipe.epochs
 RATES = {epoch: (LAST - epoch + 0.5) / LAST for epoch in range(1, LAST + 1)}  # the mean learning rate of each epoch
+LEVELS = ("parameter", "module", "layer")  # each tensor by itself, an adapter's A with its B, a decoder layer
 WORDS_SHARE = 0.3
 FULL = Recipe.rows  # the rank of that many rows: exact, and the 4,096 dims of a sketch need no dense inverse
 
@@ -182,11 +183,13 @@ class Scores:
         rows, queries = taken.exact()
         yield "dot, unsketched", group, score(queries, rows)
         yield "influence, unsketched", group, fit("influence", rows).scores(queries, rows)
-        for level in ("parameter", "module", "layer"):
-            rows, queries, space = taken.exact_by(self.gradients.groups(level), self.gradients.blocks)
-            learnt = fit("influence", rows, space=space, by_layer=True)
-            yield f"influence, unsketched, by {level}", group, learnt.scores(queries, rows)
-        yield "datainf, unsketched", group, self.exact_datainf(taken)
+        for level in LEVELS:
+            yield f"influence, unsketched, by {level}", group, self.by_level([(LAST, 0)], level)
+        yield "influence, unsketched, by module, epoch 1", group, self.by_level([(1, 0)], "module")
+        for damping in (0.1, 10.0):
+            name = f"influence, unsketched, by module, damping {damping:g}"
+            yield name, group, self.by_level([(LAST, 0)], "module", damping=damping)
+        yield "datainf, unsketched", group, self.by_level([(LAST, 0)], "parameter", method="datainf")
         for damping, scores in self.kronecker().items():
             yield f"Kronecker factors, damping {damping}", group, scores
         margin = self.taken(LAST, "margin")
@@ -194,30 +197,39 @@ class Scores:
         learnt = fit("trak", rows, trak_q=margin.trak_q)
         yield "trak, unsketched", group, learnt.scores(queries, rows, trak_q=margin.trak_q)
 
+    def by_level(
+        self, members: list[tuple[int, int]], level: str, method: str = "influence", **options: Any
+    ) -> Float64:
+        """Unsketched, with A for each group of parameters apart, over (epoch, model) members."""
+        rows, queries, space = {}, {}, None
+        for epoch, model in members:
+            name = f"{epoch}/{model}"
+            found = self.taken(epoch, model=model).exact_by(self.gradients.groups(level), self.gradients.blocks)
+            rows[name], queries[name], space = found
+        etas = {f"{epoch}/{model}": RATES[epoch] for epoch, model in members}
+        return fit(method, rows, space=space, by_layer=True, etas=etas, **options).scores(queries, rows)
+
     def kronecker(self) -> dict[str, Float64]:
         states = smollm2_truth.whole_model(self.learner, MODELS[0], self.work)
         return self.gradients.kronecker(f"{MODELS[0]}-{LAST}", states[-1])
-
-    def exact_datainf(self, taken: Taken) -> Float64:
-        rows, queries, space = taken.exact_by(self.gradients.groups("parameter"), self.gradients.blocks)
-        return fit("datainf", rows, space=space).scores(queries, rows)
 
     def several(self) -> Iterator[Named]:
         group = "several together"
         epochs = [(epoch, 0) for epoch in RATES]
         models = [(LAST, model) for model in range(len(MODELS))]
-        both = [(epoch, model) for model in range(len(MODELS)) for epoch in (1, LAST)]
-        learnt = self.influence_of(epochs)
+        both = [(epoch, model) for epoch, _ in epochs for model, _ in enumerate(MODELS) if epoch != 2]
+        learnt, by_module = self.influence_of(epochs), self.by_level(epochs, "module")
         yield f"influence, {LAST} epochs", group, learnt
         yield f"influence, {LAST} epochs, unsketched", group, self.influence_of(epochs, sketch=None)
+        yield f"influence, {LAST} epochs, unsketched, by module", group, by_module
         yield f"influence, {len(MODELS)} models", group, self.influence_of(models)
-        yield f"influence, {len(MODELS)} models, 2 epochs", group, self.influence_of(both)
-        yield f"influence, {len(MODELS)} models, 2 epochs, unsketched", group, self.influence_of(both, sketch=None)
+        yield f"influence, {len(MODELS)} models, 2 epochs, unsketched, by module", group, self.by_level(both, "module")
         yield f"trak, {LAST} epochs", group, self.trak_of(epochs)
         yield f"trak, {len(MODELS)} models", group, self.trak_of(models)
         lexical = WORDS_SHARE * standardised(self.bm25())
         yield "influence + 0.3 BM25", group, standardised(self.influence(LAST)) + lexical
         yield f"influence, {LAST} epochs, + 0.3 BM25", group, standardised(learnt) + lexical
+        yield f"influence, {LAST} epochs, by module, + 0.3 BM25", group, standardised(by_module) + lexical
 
     def influence_of(self, members: list[tuple[int, int]], sketch: str | None = str(DEFAULT_DIM)) -> Float64:
         """Influence over (epoch, model) members, weighed by the learning rates."""

@@ -48,7 +48,7 @@ class Taken:
         return found[: self.row_count], found[self.row_count :]
 
     def exact(self) -> tuple[Float64, Float64]:
-        """Rows and queries, unsketched, in as many coordinates as matter."""
+        """Rows and queries, unsketched, in as many coordinates as there are rows, and one."""
         return coordinates(self.grams.sum(axis=0), self.row_count)
 
     def exact_by(self, groups: Sequence[Sequence[int]], blocks: Sequence[Block]) -> tuple[Float64, Float64, Space]:
@@ -64,12 +64,13 @@ class Taken:
 
 
 def coordinates(gram: Float64, row_count: int) -> tuple[Float64, Float64]:
-    """Vectors of the inner products ``gram``, float64[n + m, n + m]: rows float64[n, r + 1] and queries
-    float64[m, r + 1]. The last coordinate, 0 in every row, is what of a query no row has."""
+    """Vectors of the inner products ``gram``, float64[n + m, n + m]: rows float64[n, n + 1] and queries
+    float64[m, n + 1]. The last coordinate, 0 in every row, is what of a query no row has."""
     values, vectors = np.linalg.eigh(gram[:row_count, :row_count])
     counted = values > SMALLEST * max(values[-1], np.finfo(np.float64).tiny)
-    roots, vectors = np.sqrt(values[counted]), vectors[:, counted]
-    queries = gram[row_count:, :row_count] @ vectors / roots
+    roots = np.sqrt(np.where(counted, values, 0.0))
+    queries = gram[row_count:, :row_count] @ vectors
+    queries = np.divide(queries, roots, out=np.zeros_like(queries), where=counted)
     beyond = np.diag(gram)[row_count:] - (queries**2).sum(axis=1)
     rows = np.concatenate([vectors * roots, np.zeros((row_count, 1))], axis=1)
     return rows, np.concatenate([queries, np.sqrt(np.maximum(beyond, 0.0))[:, None]], axis=1)
