@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from benchmarks import smollm2_truth
 from benchmarks.lds_table import Row, chosen, judged, lines_of, plot
-from benchmarks.smollm2 import Learner, Recipe
+from benchmarks.smollm2 import Learner, Recipe, State
 from benchmarks.smollm2_gradients import DEFAULT_DIM, Gradients, Taken
 from benchmarks.smollm2_truth import LOSS, MARGIN, MODELS, SEEDS, SUBSETS, Truth
 from benchmarks.words import bm25
@@ -39,11 +39,12 @@ from covector.attribution import fit, lds, score
 Float64 = npt.NDArray[np.float64]
 Named = tuple[str, str, npt.ArrayLike]
 RESULTS = Path(__file__).parent / "results" / "lds_smollm2"
-LAST = Recipe.epochs
+RECIPE = Recipe()
+LAST = RECIPE.epochs
 RATES = {epoch: (LAST - epoch + 0.5) / LAST for epoch in range(1, LAST + 1)}  # the mean learning rate of each epoch
 LEVELS = ("parameter", "module", "layer")  # each tensor by itself, an adapter's A with its B, a decoder layer
 WORDS_SHARE = 0.3
-FULL = Recipe.rows  # the rank of that many rows: exact, and the 4,096 dims of a sketch need no dense inverse
+FULL = RECIPE.rows  # the rank of that many rows: exact, and the 4,096 dims of a sketch need no dense inverse
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="directory of the model, the trainings, the gradients")
     parser.add_argument("--retrain", action="store_true", help="train the models of the halves again")
     given = parser.parse_args()
-    learner = Learner.of_smollm2(Recipe(), given.work)
+    learner = Learner.of_smollm2(RECIPE, given.work)
     truth = known_truth(learner, given.work, given.retrain)
     rows = []
     for name, group, scores in Scores(learner, given.work).all():
@@ -90,8 +91,8 @@ class Scores:
 
     def taken(self, epoch: int, function: str = "loss", correction: str = "none", model: int = 0) -> Taken:
         """Gradients at a model of all rows after an epoch."""
-        states = smollm2_truth.whole_model(self.learner, MODELS[model], self.work)
-        return self.gradients.taken(f"{MODELS[model]}-{epoch}", states[epoch - 1], function, correction)
+        state = self.states(model)[epoch - 1]
+        return self.gradients.taken(f"{MODELS[model]}-{epoch}", state, function, correction)
 
     def all(self) -> Iterator[Named]:
         """(name, group, scores float[queries, rows])."""
@@ -109,13 +110,11 @@ class Scores:
     def of_words(self) -> Iterator[Named]:
         group = "no gradients"
         yield "BM25", group, self.bm25()
-        means = [
-            np.stack([entry.hidden.mean(dim=0).numpy() for entry in entries]).astype(np.float64)
-            for entries in (self.learner.row_entries, self.learner.query_entries)
-        ]
-        yield "embedding cosine", group, score(means[1], means[0], scorer="cosine")
-        centre = means[0].mean(axis=0)
-        yield "embedding cosine, centred", group, score(means[1] - centre, means[0] - centre, scorer="cosine")
+        rows, queries = self.learner.embeddings()
+        yield "embedding cosine", group, score(queries, rows, scorer="cosine")
+        centre, spread = rows.mean(axis=0), rows.std(axis=0)
+        alike = score((queries - centre) / spread, (rows - centre) / spread, scorer="cosine")
+        yield "embedding cosine, standardised", group, alike
 
     def plain(self) -> Iterator[Named]:
         group = "nothing learnt"
@@ -147,13 +146,29 @@ class Scores:
         yield "trackstar, Adam-corrected", group, fit("trackstar", rows, rank=FULL).scores(queries, rows)
         yield "trackstar", group, self.influence(LAST, method="trackstar")
         rows, queries = self.taken(LAST).sketch("layers")
-        space = self.gradients.by_layer_space
+        space = self.gradients.layered_space(DEFAULT_DIM, "parameter")
         for name, method, options in (
             ("datainf, a sketch a layer", "datainf", {}),
             ("datainf, damping 10", "datainf", {"damping": 10.0}),
             ("influence, a layer at a time", "influence", {"by_layer": True}),
         ):
             yield name, group, fit(method, rows, space=space, **options).scores(queries, rows)
+        yield from self.layered()
+
+    def layered(self) -> Iterator[Named]:
+        """Sketches wide enough to have a part of some size for each parameter."""
+        count = len(self.learner.rows)
+        for dim, sketch in self.gradients.by_layer(f"{MODELS[0]}-1", self.states()[0]).items():
+            for level in ("parameter", "module"):
+                space = self.gradients.layered_space(dim, level)
+                rank = min(FULL, max(block.stop - block.start for block in space.blocks))
+                learnt = fit("influence", sketch[:count], space=space, by_layer=True, rank=rank)
+                name = f"influence, epoch 1, dim {dim:,} by {level}"
+                yield name, "learnt", learnt.scores(sketch[count:], sketch[:count])
+
+    def states(self, model: int = 0) -> list[State]:
+        """Of a model of all rows, after each epoch."""
+        return smollm2_truth.whole_model(self.learner, MODELS[model], self.work)
 
     def influence(self, epoch: int, method: str = "influence", sketch: str = str(DEFAULT_DIM), **options: Any) -> Any:
         rows, queries = self.taken(epoch).sketch(sketch)
@@ -210,8 +225,7 @@ class Scores:
         return fit(method, rows, space=space, by_layer=True, etas=etas, **options).scores(queries, rows)
 
     def kronecker(self) -> dict[str, Float64]:
-        states = smollm2_truth.whole_model(self.learner, MODELS[0], self.work)
-        return self.gradients.kronecker(f"{MODELS[0]}-{LAST}", states[-1])
+        return self.gradients.kronecker(f"{MODELS[0]}-{LAST}", self.states()[-1])
 
     def several(self) -> Iterator[Named]:
         group = "several together"
@@ -248,7 +262,7 @@ def report(rows: list[Row], truth: Truth) -> None:
     machine = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     second = second_training(truth)
     numbers = {
-        "recipe": asdict(Recipe()), "subsets": SUBSETS, "seeds": SEEDS, "dim": DEFAULT_DIM, "second_training": second,
+        "recipe": asdict(RECIPE), "subsets": SUBSETS, "seeds": SEEDS, "dim": DEFAULT_DIM, "second_training": second,
         "rows": [asdict(row) for row in rows], "machine": machine,
     }  # fmt: skip
     RESULTS.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
@@ -286,14 +300,25 @@ def ceiling(one: float, most: float) -> list[str]:
 
 HEAD = f"""# LDS on a language model: how well scores foretell retrained models
 
-Made by `make bench-lds-lm`. LoRA on the last {Recipe.top_layers} layers of SmolLM2-135M-Instruct (325,632 parameters);
-{Recipe.rows} real questions with answers, {SUBSETS} halves of them, each trained on twice for {LAST} epochs;
-{Recipe.queries} unseen questions. Foretold is minus the loss; *by the margin*: the mean of log p - log(1 - p) instead.
+Made by `make bench-lds-lm`. LoRA on the last {RECIPE.top_layers} layers of SmolLM2-135M-Instruct (325,632 parameters);
+{RECIPE.rows} real questions with answers, {SUBSETS} halves of them, each trained on twice for {LAST} epochs;
+{RECIPE.queries} unseen questions. Foretold is minus the loss; *by the margin*: the mean of log p - log(1 - p) instead.
 Unless said: sketches of {DEFAULT_DIM:,}, the model of all rows after the last epoch, damping 1. Interval: 95%, by
 bootstrap over subsets.
 """
 
-WHAT_HELPED = ""
+WHAT_HELPED = """What helped, most first:
+
+- curvature in place of a plain product; damping 1 (a tenth or ten times of it costs a fifth);
+- the first epoch in place of the last, or several weighed by the learning rates;
+- A for each adapter by itself, where the sketch has room for it (4,096 dims have not);
+- more dims, up to no sketch at all; a second model of all rows;
+- gradients of what is foretold: the loss's for the loss, margins for the margin.
+
+What did not: DataInf (its A is nearly a multiple of I); the optimiser's correction on top of a learnt A (without one,
+`less` is ahead of cosine); unit rows; Kronecker factors (as good as one A for all, at a damping of their own); BM25
+added, which knows little here.
+"""
 
 
 if __name__ == "__main__":

@@ -182,6 +182,16 @@ class Learner:
     def functions(self, entries: Sequence[Entry], function: Function) -> tuple[torch.Tensor, torch.Tensor]:
         """The function and the loss of rows, each its mean over the row's answer: float32[rows]. The rows run as one
         sequence without padding, in which each sees itself alone."""
+        hidden, owner = self._last_hidden(entries)
+        targets = torch.cat([entry.targets for entry in entries])
+        told = targets != training.IGNORED
+        logits = self._causal.lm_head(hidden[told])
+        by_token = row_functions(logits[:, None], targets[told][:, None], function, "token_mean")
+        value, nll = (row_means(found, owner[told], len(entries)) for found in (by_token.value, by_token.nll))
+        return value, nll
+
+    def _last_hidden(self, entries: Sequence[Entry]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head gets, float32[tokens, width], and the row of each token, int64[tokens]."""
         hidden = torch.cat([entry.hidden for entry in entries])[None]
         lengths = torch.tensor([len(entry.targets) for entry in entries])
         owner = torch.arange(len(entries)).repeat_interleave(lengths)
@@ -190,12 +200,17 @@ class Learner:
         rotary = self._causal.model.rotary_emb(hidden, places)
         for layer in self._top:
             hidden = layer(hidden, attention_mask=seen[None, None], position_ids=places, position_embeddings=rotary)
-        targets = torch.cat([entry.targets for entry in entries])
-        told = targets != training.IGNORED
-        logits = self._causal.lm_head(self._causal.model.norm(hidden[0, told]))
-        by_token = row_functions(logits[:, None], targets[told][:, None], function, "token_mean")
-        value, nll = (row_means(found, owner[told], len(entries)) for found in (by_token.value, by_token.nll))
-        return value, nll
+        return self._causal.model.norm(hidden[0]), owner
+
+    @torch.no_grad()
+    def embeddings(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The mean of the last hidden states over the tokens of each row, and of each query, before any training."""
+        self.restore(self._start)
+        rows, queries = (
+            torch.cat([self._last_hidden([entry])[0].mean(dim=0, keepdim=True) for entry in entries])
+            for entries in (self.row_entries, self.query_entries)
+        )
+        return rows.double().numpy(), queries.double().numpy()
 
     @torch.no_grad()
     def outputs(self) -> Float32:

@@ -27,6 +27,7 @@ Float64 = npt.NDArray[np.float64]
 
 DIMS = (1024, 4096, 16384)
 DEFAULT_DIM = 4096
+LAYERED_DIMS = (16384, 65536)
 KRONECKER_DAMPINGS = (0.1, 1.0, 10.0)
 EPSILON = 1e-8
 SMALLEST = 1e-12  # of the largest eigenvalue: directions below are rounding
@@ -87,7 +88,6 @@ class Gradients:
             Block(target.name, stop - target.size, stop, target.size)
             for target, stop in zip(self._targets, stops, strict=True)
         )
-        self.by_layer_space = self._sketcher(DEFAULT_DIM, "layer").space
 
     def _sketcher(self, dim: int, blocks: Any) -> GradientModel:
         projection = CountSketch(dim, blocks=blocks)
@@ -143,6 +143,25 @@ class Gradients:
         for target, block in zip(self._targets, self.blocks, strict=True):
             plan.add(total, target, Vector(torch.from_numpy(whole[:, block.start : block.stop])))
         return plan.finish(total).numpy()
+
+    def by_layer(self, name: str, state: State) -> dict[int, Float32]:
+        """Sketches of the loss's gradients, a part for each parameter: float32[n + m, dim] by dim."""
+        path = self._work / f"layers-{name}.npz"
+        if not path.exists():
+            whole, _ = self._whole(state, "loss")
+            sketches = {f"{dim}": self._sketched(whole, CountSketch(dim, blocks="layer")) for dim in LAYERED_DIMS}
+            write_arrays(path, sketches)
+        return {int(dim): array for dim, array in np.load(path).items()}
+
+    def layered_space(self, dim: int, level: str) -> Space:
+        """The space of ``by_layer``'s sketches, whose blocks are groups of parameters."""
+        own = self._sketcher(dim, "layer").space.blocks
+        joined = [[own[number] for number in group] for group in self.groups(level)]
+        blocks = tuple(
+            Block(group[0].name, group[0].start, group[-1].stop, sum(block.size for block in group))
+            for group in joined
+        )  # fmt: skip
+        return Space(dim=dim, blocks=blocks)
 
     def kronecker(self, name: str, state: State) -> dict[str, Float64]:
         """Scores by eigenvalue-corrected Kronecker factors, as EK-FAC's, but with factors made of the rows' gradients

@@ -25,14 +25,14 @@ MODELS = (100, 101)  # seeds of the models of all rows
 @dataclass(frozen=True, slots=True)
 class Truth:
     """masks: bool[subsets, rows]. outputs: float32[seeds, subsets, 2, queries], minus the loss and the margin of each
-    query."""
+    query; NaN where a subset was not trained on with a seed."""
 
     masks: npt.NDArray[np.bool_]
     outputs: Float32
 
     def mean(self, function: int) -> npt.NDArray[np.float64]:
-        """Minus the loss or the margin, the mean over seeds: float64[subsets, queries]."""
-        return np.asarray(self.outputs[:, :, function].mean(axis=0, dtype=np.float64))
+        """Minus the loss or the margin, the mean over the seeds there are: float64[subsets, queries]."""
+        return np.asarray(np.nanmean(self.outputs[:, :, function], axis=0, dtype=np.float64))
 
 
 def masks_of(recipe: Recipe) -> npt.NDArray[np.bool_]:
