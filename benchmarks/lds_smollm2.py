@@ -31,7 +31,7 @@ from benchmarks import smollm2_truth
 from benchmarks.lds_table import Row, chosen, judged, lines_of, plot
 from benchmarks.smollm2 import Learner, Recipe, State
 from benchmarks.smollm2_gradients import DEFAULT_DIM, Gradients, Taken
-from benchmarks.smollm2_truth import LOSS, MARGIN, MODELS, SEEDS, SUBSETS, Truth
+from benchmarks.smollm2_truth import LOSS, MARGIN, MODELS, SUBSETS, TRAININGS, Truth
 from benchmarks.words import bm25
 
 from covector.attribution import fit, lds, score
@@ -261,10 +261,8 @@ def report(rows: list[Row], truth: Truth) -> None:
     packages = ("torch", "transformers", "peft", "numpy", "chatterbot-corpus", "bm25s")
     machine = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     second = second_training(truth)
-    numbers = {
-        "recipe": asdict(RECIPE), "subsets": SUBSETS, "seeds": SEEDS, "dim": DEFAULT_DIM, "second_training": second,
-        "rows": [asdict(row) for row in rows], "machine": machine,
-    }  # fmt: skip
+    numbers = {"recipe": asdict(RECIPE), "subsets": SUBSETS, "trainings": TRAININGS, "dim": DEFAULT_DIM}
+    numbers |= {"second_training": second, "rows": [asdict(row) for row in rows], "machine": machine}
     RESULTS.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     parts = [HEAD, *lines_of(rows, "by the margin"), "", *choices(rows), *ceiling(*second), WHAT_HELPED]
     text = "\n".join([*parts, "![The table as a plot](lds_smollm2.png)", ""])
@@ -274,11 +272,12 @@ def report(rows: list[Row], truth: Truth) -> None:
 
 def second_training(truth: Truth) -> tuple[float, float]:
     """What the outputs of one training foretell of another of the same subsets, as a score would; and what a score that
-    knew the mean over all orders would reach, by Spearman and Brown, on the mean over the trainings here."""
-    first, second = truth.outputs[:2, :, LOSS]
-    one = lds(first.T, np.eye(SUBSETS), second, resamples=0).mean
-    count = len(SEEDS)
-    return one, float(np.sqrt(max(count * one / (1 + (count - 1) * one), 0.0)))
+    knew the mean over all orders would reach, by Spearman and Brown, on the means over the trainings here."""
+    there = ~np.isnan(truth.outputs[:, :, LOSS, 0])
+    first, second = truth.outputs[:, there.all(axis=0), LOSS]
+    one = lds(first.T, np.eye(len(first)), second, resamples=0).mean
+    trainings = there.sum(axis=0)
+    return one, float(np.sqrt(np.maximum(trainings * one / (1 + (trainings - 1) * one), 0.0)).mean())
 
 
 def choices(rows: list[Row]) -> list[str]:

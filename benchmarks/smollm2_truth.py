@@ -5,7 +5,6 @@ Every training's result is a file of its own in the working directory, so a run 
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import torch
 from benchmarks.smollm2 import Float32, Learner, Recipe, State, write_whole
 
 SUBSETS = 64
-SEEDS = (0, 1)  # of the order of the rows; each subset is trained on once with each
+TRAININGS = {0: SUBSETS, 1: SUBSETS}  # by seed of the order of the rows: how many of the subsets are trained on
 LOSS, MARGIN = 0, 1  # places of the outputs
 MODELS = (100, 101)  # seeds of the models of all rows
 
@@ -47,7 +46,7 @@ def masks_of(recipe: Recipe) -> npt.NDArray[np.bool_]:
 def retrained(learner: Learner, work: Path) -> Iterator[str]:
     """Trains a model of each half that has none yet; names each as it is done."""
     masks = masks_of(learner.recipe)
-    for seed, subset in itertools.product(SEEDS, range(SUBSETS)):
+    for seed, subset in [(seed, subset) for seed, count in TRAININGS.items() for subset in range(count)]:
         path = outputs_path(work, seed, subset)
         if not path.exists():
             retrain(learner, np.flatnonzero(masks[subset]), seed, path)
@@ -79,8 +78,11 @@ def whole_model(learner: Learner, seed: int, work: Path) -> list[State]:
 
 def gathered(work: Path, recipe: Recipe) -> Truth:
     """All that was written."""
-    outputs = [[np.load(outputs_path(work, seed, subset)) for subset in range(SUBSETS)] for seed in SEEDS]
-    return Truth(masks_of(recipe), np.array(outputs, dtype=np.float32))
+    outputs = np.full((len(TRAININGS), SUBSETS, 2, recipe.queries), np.nan, dtype=np.float32)
+    for place, (seed, count) in enumerate(TRAININGS.items()):
+        for subset in range(count):
+            outputs[place, subset] = np.load(outputs_path(work, seed, subset))
+    return Truth(masks_of(recipe), outputs)
 
 
 def keep(truth: Truth, recipe: Recipe, path: Path) -> None:
