@@ -264,7 +264,7 @@ def report(rows: list[Row], truth: Truth) -> None:
     numbers = {"recipe": asdict(RECIPE), "subsets": SUBSETS, "trainings": TRAININGS, "dim": DEFAULT_DIM}
     numbers |= {"second_training": second, "rows": [asdict(row) for row in rows], "machine": machine}
     RESULTS.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    parts = [HEAD, *lines_of(rows, "by the margin"), "", *choices(rows), *ceiling(*second), WHAT_HELPED]
+    parts = [HEAD, *lines_of(rows, "by the margin"), "", *choices(rows), *ceiling(*second), *errors(rows), WHAT_HELPED]
     text = "\n".join([*parts, "![The table as a plot](lds_smollm2.png)", ""])
     RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
     print("\n".join(["", *choices(rows), *ceiling(*second)]))
@@ -297,6 +297,11 @@ def ceiling(one: float, most: float) -> list[str]:
     ]
 
 
+def errors(rows: list[Row]) -> list[str]:
+    found = [row.query_error for row in rows]
+    return [f"The standard error of a mean over the queries is {min(found):.3f} to {max(found):.3f}.", ""]
+
+
 HEAD = f"""# LDS on a language model: how well scores foretell retrained models
 
 Made by `make bench-lds-lm`. LoRA on the last {RECIPE.top_layers} layers of SmolLM2-135M-Instruct (325,632 parameters);
@@ -308,11 +313,11 @@ bootstrap over subsets.
 
 WHAT_HELPED = """What helped, most first:
 
-- curvature in place of a plain product; damping 1 (a tenth or ten times of it costs a fifth);
+- curvature in place of a plain product; damping 1 (a tenth or ten times of it costs a seventh);
 - the first epoch in place of the last, or several weighed by the learning rates;
-- A for each adapter by itself, where the sketch has room for it (4,096 dims have not);
-- more dims, up to no sketch at all; a second model of all rows;
-- gradients of what is foretold: the loss's for the loss, margins for the margin.
+- A for each adapter by itself (A with its B), where the sketch has room for it: 16,384 dims have, 4,096 have not;
+- more dims; a second model of all rows, a little;
+- the loss's gradients for the loss: margins foretell it worse, and the margin hardly better.
 
 What did not: DataInf (its A is nearly a multiple of I); the optimiser's correction on top of a learnt A (without one,
 `less` is ahead of cosine); unit rows; Kronecker factors (as good as one A for all, at a damping of their own); BM25
