@@ -98,7 +98,7 @@ bench-style: $(VENV)/words.stamp  ## Which scorer finds the rows that taught a s
 	@$(BIN)/python -m benchmarks.style_plant --work build/lds_smollm2 $(ARGS)
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) $(PEERS) $(ORACLES) $(KERNELS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo
+	rm -rf $(VENV) $(PEERS) $(ORACLES) $(KERNELS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo covector-evaluate
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(KERNELS): $(wildcard native/*.c native/*.h) native/compile.py

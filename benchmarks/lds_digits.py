@@ -239,6 +239,7 @@ def learnt_scores(sketches: Sketches) -> Iterator[tuple[str, str, Float64]]:
     yield "influence", "learnt", learn("influence")
     yield "influence, damping 0.1", "learnt", learn("influence", damping=0.1)
     yield "influence, damping 10", "learnt", learn("influence", damping=10.0)
+    yield "influence, damping by rows held out", "learnt", learn("influence", damping="held_out")
     yield "influence, a layer at a time", "learnt", by_layer("influence", by_layer=True)
     yield "influence, unit rows", "learnt", learn("influence", unit_rows=True)
     yield "influence, rank 64", "learnt", learn("influence", rank=64)
@@ -258,6 +259,7 @@ def trak_scores(sketches: Sketches) -> Iterator[tuple[str, str, Float64]]:
     yield "trak (default)", "trak", trak(rows, queries, q)
     for damping in (3.0, 10.0):
         yield f"trak, damping {damping:g}", "trak", trak(rows, queries, q, damping=damping)
+    yield "trak, damping by rows held out", "trak", trak(rows, queries, q, damping="held_out")
     yield "trak without Q", "trak", trak(rows, queries, np.ones(len(q)))
     yield "trak, unit rows", "trak", trak(rows, queries, q, unit_rows=True)
     yield "trak, rank 256", "trak", trak(rows, queries, q, rank=256)

@@ -12,6 +12,8 @@
 #define BLOCK_STEPS 128
 #define TILE_MAX 6
 #define TILE_VECTORS 4
+#define STREAM_DIM 256     /* of rows that are worth a stream, at the least */
+#define STREAM_FLOATS 4096 /* of the vectors, at the most: half of a small first cache */
 #define PANEL_ROWS 48
 #define LANES_MAX 16
 #define EXACT_LANES 16
@@ -71,6 +73,7 @@ static inline four load_four(const float *at)
 #define WIDEN(at) widen_four(at)
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #define SUM(a) (((a)[0] + (a)[1]) + ((a)[2] + (a)[3]))
+#define STRANDS 2
 #define WIDE_ROWS 3
 #include "scan_tiles.h"
 
@@ -92,6 +95,7 @@ static inline TARGET float sum_eight(__m256 a)
 #define WIDEN(at) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at)))
 #define MULTIPLY_ADD(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define SUM(a) sum_eight(a)
+#define STRANDS 4
 #define WIDE_ROWS 3
 #include "scan_tiles.h"
 
@@ -104,22 +108,24 @@ static inline TARGET float sum_eight(__m256 a)
 #define WIDEN(at) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at)))
 #define MULTIPLY_ADD(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define SUM(a) _mm512_reduce_add_ps(a)
+#define STRANDS 8
 #define WIDE_ROWS 4
 #include "scan_tiles.h"
 #endif
 
+/* direct_vectors: at most, for which rows are widened in registers, anew for each four vectors. */
 struct paths {
-    size_t block_dim;
+    size_t block_dim, direct_vectors;
     void (*direct)(const struct scan *scan);
     void (*wide)(const struct scan *scan, float *wide);
     void (*exact)(const struct exact_scan *scan, float *wide);
 };
 
 static const struct paths all_paths[] = {
-    {BLOCK_STEPS * 4, direct_plain, wide_plain, exact_plain},
+    {BLOCK_STEPS * 4, TILE_VECTORS, direct_plain, wide_plain, exact_plain},
 #ifdef COVECTOR_X86
-    {BLOCK_STEPS * 8, direct_avx2, wide_avx2, exact_avx2},
-    {BLOCK_STEPS * 16, direct_avx512, wide_avx512, exact_avx512},
+    {BLOCK_STEPS * 8, TILE_VECTORS, direct_avx2, wide_avx2, exact_avx2},
+    {BLOCK_STEPS * 16, 3 * TILE_VECTORS, direct_avx512, wide_avx512, exact_avx512},
 #endif
 };
 
@@ -142,7 +148,7 @@ COVECTOR_API int32_t covector_products(int32_t path, const struct covector_rows 
                         rows->stride_bytes, rows->first, rows->row_count, rows->dim, vector_count, vector_stride};
     if (!scan.row_count)
         return 1;
-    if (vector_count <= TILE_VECTORS) {
+    if (vector_count <= chosen->direct_vectors) {
         chosen->direct(&scan);
         return 1;
     }

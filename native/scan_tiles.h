@@ -7,11 +7,12 @@
    ZERO, LOAD(at), WIDEN(at), MULTIPLY_ADD(a, b, c), SUM(a)
                     LOAD takes float32; WIDEN takes float16 and widens exactly; SUM adds in a tree of log2(LANES) levels
    WIDE_ROWS        rows at once against four vectors, once they are widened: what the registers hold
+   STRANDS          sums side by side of one row with one vector, so that additions need not wait for each other
 
    A sum runs lane by lane over at most BLOCK_STEPS vectors, then over the lanes, and is added to others in float64. */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
-#define UNROLL _Pragma("GCC unroll 6")
+#define UNROLL _Pragma("GCC unroll 8")
 #define BLOCK_DIM (BLOCK_STEPS * LANES)
 
 /* Adds to sums[v][r] the products of vectors and rows over some steps, and to squares[r] those of rows with themselves.
@@ -44,46 +45,118 @@ INLINE void NAME(direct_tile)(const uint8_t *const *rows, const float *vectors, 
     }
 }
 
-/* Some rows against all of at most TILE_VECTORS vectors. At the end of a list the last row is repeated, for nothing. */
-INLINE void NAME(direct_rows)(const struct scan *scan, const int row_count, const int vector_count)
+/* Adds to sums[v] the products of some vectors with one row over some steps, and to *square that of the row with
+   itself. strand_count: sums side by side, so that additions need not wait for each other. */
+INLINE void NAME(strands)(const uint8_t *row, const float *vectors, size_t vector_stride, size_t step_count,
+                          const int strand_count, const int vector_count, double *sums, double *square)
 {
-    const size_t whole = scan->dim - scan->dim % LANES;
-    for (size_t i = 0; i < scan->row_count; i += (size_t)row_count) {
-        const uint8_t *rows[TILE_MAX], *at[TILE_MAX];
-        double sums[TILE_MAX][TILE_MAX] = {{0}}, squares[TILE_MAX] = {0};
-        for (int r = 0; r < row_count; r++)
-            rows[r] = row_at(scan, i + (size_t)r < scan->row_count ? i + (size_t)r : scan->row_count - 1);
+    vector sum[2][STRANDS], squares[STRANDS];
+    UNROLL for (int s = 0; s < strand_count; s++)
+    {
+        squares[s] = ZERO;
+        UNROLL for (int v = 0; v < vector_count; v++) sum[v][s] = ZERO;
+    }
+    size_t step = 0;
+    for (; step + (size_t)strand_count <= step_count; step += (size_t)strand_count) {
+        UNROLL for (int s = 0; s < strand_count; s++)
+        {
+            size_t at = LANES * (step + (size_t)s);
+            vector part = WIDEN(row + 2 * at);
+            squares[s] = MULTIPLY_ADD(part, part, squares[s]);
+            UNROLL for (int v = 0; v < vector_count; v++)
+                sum[v][s] = MULTIPLY_ADD(part, LOAD(vectors + (size_t)v * vector_stride + at), sum[v][s]);
+        }
+    }
+    for (; step < step_count; step++) {
+        vector part = WIDEN(row + 2 * LANES * step);
+        squares[0] = MULTIPLY_ADD(part, part, squares[0]);
+        UNROLL for (int v = 0; v < vector_count; v++)
+            sum[v][0] = MULTIPLY_ADD(part, LOAD(vectors + (size_t)v * vector_stride + LANES * step), sum[v][0]);
+    }
+    UNROLL for (int s = 1; s < strand_count; s++)
+    {
+        squares[0] += squares[s];
+        UNROLL for (int v = 0; v < vector_count; v++) sum[v][0] += sum[v][s];
+    }
+    *square += (double)SUM(squares[0]);
+    UNROLL for (int v = 0; v < vector_count; v++) sums[v] += (double)SUM(sum[v][0]);
+}
+
+/* Rows one at a time against one or two vectors: memory is read in one stream, which processors foresee better than
+   several. Only where the vectors stay in the first cache, since each row meets them anew. */
+INLINE void NAME(stream)(const struct scan *scan, const int strand_count, const int vector_count)
+{
+    const size_t whole = scan->dim - scan->dim % LANES, stride = scan->vector_stride;
+    for (size_t i = 0; i < scan->row_count; i++) {
+        const uint8_t *row = row_at(scan, i);
+        double sums[2] = {0}, square = 0;
         for (size_t start = 0; start < whole; start += BLOCK_DIM) {
             size_t width = whole - start < BLOCK_DIM ? whole - start : BLOCK_DIM;
-            for (int r = 0; r < row_count; r++)
-                at[r] = rows[r] + 2 * start;
-            NAME(direct_tile)(at, scan->vectors + start, scan->vector_stride, width / LANES, row_count, vector_count, sums,
-                              squares);
+            NAME(strands)(row + 2 * start, scan->vectors + start, stride, width / LANES, strand_count, vector_count, sums,
+                          &square);
         }
         if (whole < scan->dim) {
-            uint16_t rest[TILE_MAX][LANES] = {{0}};
-            for (int r = 0; r < row_count; r++) {
-                memcpy(rest[r], rows[r] + 2 * whole, 2 * (scan->dim - whole));
-                at[r] = (const uint8_t *)rest[r];
-            }
-            NAME(direct_tile)(at, scan->vectors + whole, scan->vector_stride, 1, row_count, vector_count, sums, squares);
+            uint16_t rest[LANES] = {0};
+            memcpy(rest, row + 2 * whole, 2 * (scan->dim - whole));
+            NAME(strands)((const uint8_t *)rest, scan->vectors + whole, stride, 1, 1, vector_count, sums, &square);
         }
-        for (int r = 0; r < row_count && i + (size_t)r < scan->row_count; r++) {
-            scan->squares[i + (size_t)r] = squares[r];
-            for (int v = 0; v < vector_count; v++)
-                scan->products[(size_t)v * scan->row_count + i + (size_t)r] = sums[v][r];
-        }
+        scan->squares[i] = square;
+        for (int v = 0; v < vector_count; v++)
+            scan->products[(size_t)v * scan->row_count + i] = sums[v];
     }
 }
 
+/* Some rows against some vectors, from the v-th on. At the end of a list the last row is repeated, for nothing. */
+INLINE void NAME(direct_rows)(const struct scan *scan, size_t i, size_t v, const int row_count, const int vector_count)
+{
+    const size_t whole = scan->dim - scan->dim % LANES, stride = scan->vector_stride;
+    const float *vectors = scan->vectors + v * stride;
+    const uint8_t *rows[TILE_MAX], *at[TILE_MAX];
+    double sums[TILE_MAX][TILE_MAX] = {{0}}, squares[TILE_MAX] = {0};
+    for (int r = 0; r < row_count; r++)
+        rows[r] = row_at(scan, i + (size_t)r < scan->row_count ? i + (size_t)r : scan->row_count - 1);
+    for (size_t start = 0; start < whole; start += BLOCK_DIM) {
+        size_t width = whole - start < BLOCK_DIM ? whole - start : BLOCK_DIM;
+        for (int r = 0; r < row_count; r++)
+            at[r] = rows[r] + 2 * start;
+        NAME(direct_tile)(at, vectors + start, stride, width / LANES, row_count, vector_count, sums, squares);
+    }
+    if (whole < scan->dim) {
+        uint16_t rest[TILE_MAX][LANES] = {{0}};
+        for (int r = 0; r < row_count; r++) {
+            memcpy(rest[r], rows[r] + 2 * whole, 2 * (scan->dim - whole));
+            at[r] = (const uint8_t *)rest[r];
+        }
+        NAME(direct_tile)(at, vectors + whole, stride, 1, row_count, vector_count, sums, squares);
+    }
+    for (int r = 0; r < row_count && i + (size_t)r < scan->row_count; r++) {
+        scan->squares[i + (size_t)r] = squares[r];
+        for (int n = 0; n < vector_count; n++)
+            scan->products[(v + (size_t)n) * scan->row_count + i + (size_t)r] = sums[n][r];
+    }
+}
+
+/* Few vectors against all rows. The vectors are taken by fours, which find the rows in the first or second cache. */
 static TARGET void NAME(direct)(const struct scan *scan)
 {
-    switch (scan->vector_count) {
-    case 1: NAME(direct_rows)(scan, 6, 1); break;
-    case 2: NAME(direct_rows)(scan, 4, 2); break;
-    case 3: NAME(direct_rows)(scan, 4, 3); break;
-    default: NAME(direct_rows)(scan, 4, 4);
+    const int streams = scan->dim >= STREAM_DIM && scan->vector_count * scan->vector_stride <= STREAM_FLOATS;
+    if (scan->vector_count == 1 && streams) {
+        NAME(stream)(scan, STRANDS, 1);
+        return;
     }
+    if (scan->vector_count == 2 && streams) {
+        NAME(stream)(scan, STRANDS / 2, 2);
+        return;
+    }
+    const size_t row_count = scan->vector_count == 1 ? 6 : 4;
+    for (size_t i = 0; i < scan->row_count; i += row_count)
+        for (size_t v = 0; v < scan->vector_count; v += TILE_VECTORS)
+            switch (scan->vector_count - v) {
+            case 1: row_count == 6 ? NAME(direct_rows)(scan, i, v, 6, 1) : NAME(direct_rows)(scan, i, v, 4, 1); break;
+            case 2: NAME(direct_rows)(scan, i, v, 4, 2); break;
+            case 3: NAME(direct_rows)(scan, i, v, 4, 3); break;
+            default: NAME(direct_rows)(scan, i, v, 4, 4);
+            }
 }
 
 /* Adds to products[v * product_stride + r]. rows: widened, BLOCK_DIM apart. */
@@ -211,3 +284,4 @@ static TARGET void NAME(exact)(const struct exact_scan *scan, float *wide)
 #undef MULTIPLY_ADD
 #undef SUM
 #undef WIDE_ROWS
+#undef STRANDS

@@ -72,7 +72,9 @@ class FitRig(IndexRig):
         self.committer.submit(spec, batch_of(1, list(keys), gradients, trak_q=trak_q)).result()
 
     def fit(self, method: str, *, collection: str = "c", **given: Any) -> OperationRecord:
-        """The operation of a fit that has ended."""
+        """The operation of a fit that has ended. The space of ``c`` has no blocks, which datainf has to be told."""
+        if method == "datainf" and collection == "c":
+            given.setdefault("by_layer", False)
         record = self.fitter.start(collection, FitSpec(method=method, **given))
         return self.operations.wait(record.id, WAIT_S)
 

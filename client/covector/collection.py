@@ -268,7 +268,7 @@ class Collection:
         method: str,
         *,
         checkpoints: Checkpoints = None,
-        damping: float | None = None,
+        damping: float | str | Sequence[float] | None = None,
         rank: int | None = None,
         task_gradients: Queries | None = None,
         **options: Any,
@@ -277,9 +277,12 @@ class Collection:
         where it was cut off, or follows the rows that came since.
 
         method: ``trak``, ``influence``, ``datainf``, ``trackstar`` or ``less``. checkpoints: None for all. damping: in
-        the method's unit, for most the mean nonzero eigenvalue; 0 for none, None for the method's default. rank: of a
-        low-rank fit, None for a dense one as far as dim and memory allow. task_gradients: the query task's, for
-        trackstar; for several checkpoints a dict. options: ``by_layer``, ``unit_rows``, ``range_passes``,
+        the method's unit, for most the mean nonzero eigenvalue; 0 for none, None for the method's default; several, or
+        ``"held_out"`` for a decade around the default, are candidates among which rows held out of the moments choose:
+        ``damping`` and ``damping_scores`` of the fit say what (``covector evaluate`` chooses by retrained models, a
+        better judge). rank: of a low-rank fit, None for a dense one as far as dim and memory allow. task_gradients: the
+        query task's, for trackstar; for several checkpoints a dict. options: ``by_layer`` (False: all coordinates as
+        one layer, which datainf has to be told where the space has no blocks), ``unit_rows``, ``range_passes``,
         ``task_share``, as ``covector.attribution.fit`` takes them.
         """
         chosen = fitting.options_of(damping=damping, rank=rank, **options)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from covector.attribution.held_out import CANDIDATES, HELD_OUT
 from covector.connection import Connection
 from covector.errors import InvalidInput, NotFound, near_matches
 from covector.inputs import GradientRows, origin_of, query_array
@@ -26,7 +27,7 @@ _PART_BYTES = 1 << 20
 class FitOptions:
     """What may be chosen of a fit; None for the method's own choice."""
 
-    damping: float | None = None
+    damping: float | str | Sequence[float] | None = None
     rank: int | None = None
     by_layer: bool | None = None
     unit_rows: bool = False
@@ -105,7 +106,8 @@ def fit_spec(collection: str, method: str, checkpoints: Checkpoints, options: Fi
         collection=collection,
         method=method,
         checkpoints=[] if checkpoints is None else checkpoint_names(checkpoints),
-        damping=options.damping,
+        damping=options.damping if isinstance(options.damping, int | float) else None,
+        damping_candidates=_candidates(options.damping),
         rank=_count("rank", options.rank),
         unit_rows=options.unit_rows,
         range_passes=_count("range_passes", options.range_passes),
@@ -158,6 +160,19 @@ def _requests(spec: fits_pb2.FitSpec, arrays: list[npt.NDArray[np.float32]]) -> 
         for start in range(0, len(data), _PART_BYTES):
             part = query_pb2.VectorPart(data=bytes(data[start : start + _PART_BYTES]))
             yield fits_pb2.CreateFitRequest(task_gradients=part)
+
+
+def _candidates(damping: float | str | Sequence[float] | None) -> Sequence[float]:
+    """The dampings to choose among, none if there is no choice."""
+    if damping is None or isinstance(damping, int | float):
+        return ()
+    if isinstance(damping, str):
+        if damping != HELD_OUT:
+            raise InvalidInput(f"damping is a number, several, or {HELD_OUT!r}, not {damping!r}", field="damping")
+        return CANDIDATES
+    if not len(damping):
+        raise InvalidInput("damping: no candidates; give at least one", field="damping")
+    return damping
 
 
 def _count(name: str, value: int | None) -> int:

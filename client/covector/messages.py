@@ -106,6 +106,7 @@ def fit_from_message(message: fits_pb2.Fit) -> FitInfo:
         finished=message.finished,
         damping=message.damping,
         damping_unit=message.damping_unit,
+        damping_scores=tuple((one.damping, one.score) for one in message.damping_scores),
         rank=message.rank or None,
         notes=tuple(message.notes),
         row_count=message.row_count,

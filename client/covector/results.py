@@ -94,13 +94,30 @@ class Scores:
     numbered them. Each iteration asks anew; memory holds one block at a time. Errors of the query are raised by the
     iteration. By the sign convention, a score above zero marks a proponent.
 
-    ``damages``: what the last iteration left out so far under ``damaged="omit"``.
+    ``damages``: what the last iteration left out so far under ``damaged="omit"``. ``fit``, ``damping`` and
+    ``damping_unit``: of the fit that it used, as in ``QueryResult``.
     """
 
     def __init__(self, ask: Callable[[], Iterator[query_pb2.ScoresResponse]], result_count: int) -> None:
         self._ask = ask
         self._result_count = result_count
         self._damages: list[Damage] = []
+        self._fit: tuple[str | None, float | None, str] = (None, None, "")
+
+    @property
+    def fit(self) -> str | None:
+        """The id of the fit that the last iteration used, None without one and before its first block."""
+        return self._fit[0]
+
+    @property
+    def damping(self) -> float | None:
+        """The damping of that fit, in units of ``damping_unit``."""
+        return self._fit[1]
+
+    @property
+    def damping_unit(self) -> str:
+        """What ``damping`` is a multiple of."""
+        return self._fit[2]
 
     @property
     def damages(self) -> tuple[Damage, ...]:
@@ -112,6 +129,8 @@ class Scores:
         self._damages = found
         for response in self._ask():
             found += map(damage_from_message, response.damages)
+            if response.fit:
+                self._fit = (response.fit, response.damping, response.damping_unit)
             if response.result_count or not response.damages:  # a message may bring damages and no rows
                 yield self._block(response)
 

@@ -302,10 +302,11 @@ class IndexInfo:
 class FitInfo:
     """What a scorer learnt of stored rows; ``scorer=`` of a query takes it, or its ``id``.
 
-    ``damping`` is in units of ``damping_unit``; ``rank`` is None for a dense fit; ``notes``: what to know of the
-    choices made. ``fresh_row_count``: live rows that it has not learnt from, which queries score all the same;
-    ``lost_row_count``: rows that it learnt from and that were deleted or replaced since. One that is not ``finished``
-    was cut off or is being learnt: the same ``fit`` again goes on with it."""
+    ``damping`` is in units of ``damping_unit``; ``damping_scores``: where rows held out chose it, each candidate and
+    its score (larger is better); ``rank`` is None for a dense fit; ``notes``: what to know of the choices made.
+    ``fresh_row_count``: live rows that it has not learnt from, which queries score all the same; ``lost_row_count``:
+    rows that it learnt from and that were deleted or replaced since. One that is not ``finished`` was cut off or is
+    being learnt: the same ``fit`` again goes on with it."""
 
     id: str
     method: str
@@ -321,6 +322,7 @@ class FitInfo:
     size_bytes: int
     made_at_s: float
     parameters: dict[str, Any]
+    damping_scores: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

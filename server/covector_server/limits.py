@@ -42,6 +42,7 @@ class Limits:
     indexes: int = 64  # of a collection
     index_cache_bytes: int = 4 << 30  # that open indexes keep, mapped or not
     fits: int = 64  # of a collection, those on their way included
+    damping_candidates: int = 32  # of a fit, each of which takes an inverse
     fit_bytes: int = 1 << 30  # of a query task's gradients
     fit_cache_bytes: int = 8 << 30  # that loaded fits keep, mapped or not
     fit_save_s: float = 60.0  # of learning that a kill may cost, about

@@ -101,6 +101,58 @@ def test_trackstar_takes_the_task(server: ServerProcess) -> None:
             collection.fit("influence", task_gradients=tasks)
 
 
+def test_a_damping_chosen_by_rows_held_out_is_in_the_fit_and_in_every_answer(server: ServerProcess, data: Path) -> None:
+    expected = fit_arrays("trak", ROWS, trak_q=Q, damping="held_out")
+    with covector.connect(server.address) as client:
+        collection = client.collection("c")
+        fit = collection.fit("trak", damping="held_out").wait()
+        assert fit.damping == expected.damping
+        assert [damping for damping, _ in fit.damping_scores] == [damping for damping, _ in expected.damping_scores]
+        assert fit.damping == max(fit.damping_scores, key=lambda one: one[1])[0]
+        result = collection.query(QUERIES, scorer="trak")
+        assert (result.fit, result.damping) == (fit.id, fit.damping)
+        collection.add_rows(["without"], metadata=[{"year": 1}])
+        for scores in (
+            collection.scores(QUERIES, scorer="trak"),
+            collection.scores(QUERIES, scorer="trak", where={"year": 1}),  # no row has a gradient
+            collection.self_influence(scorer="trak", checkpoints=list(ROWS)),
+        ):
+            before = scores.fit, scores.damping
+            scores.to_numpy()
+            assert before == (None, None)
+            assert (scores.fit, scores.damping, scores.damping_unit) == (fit.id, fit.damping, fit.damping_unit)
+        assert_scores(collection, fit, expected.scores(QUERIES, ROWS, trak_q=Q))
+        assert collection.fit("trak", damping="held_out").wait() == fit
+        offline = covector_fit("create", "c", "trak", "--data", str(data), "--damping", "held_out", "--json")
+        told = json.loads(offline.stdout)
+        assert (told["fit"], told["is_new"], told["damping"]) == (fit.id, False, fit.damping)
+        assert [damping for damping, _ in told["damping_scores"]] == [damping for damping, _ in fit.damping_scores]
+        few = collection.fit("trak", damping=[0.5, 2.0]).wait()
+        assert [damping for damping, _ in few.damping_scores] == [0.5, 2.0]
+        assert collection.fit("trak", damping=1.0).wait().damping_scores == ()
+        with pytest.raises(InvalidInput, match="several, or 'held_out', not 'best'"):
+            collection.fit("trak", damping="best")
+        with pytest.raises(InvalidInput, match="no candidates"):
+            collection.fit("trak", damping=[])
+
+
+def test_datainf_without_blocks_is_refused_until_told(
+    server: ServerProcess, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to, told = ["--to", server.address], ["fit", "create", "c", "datainf", "--checkpoint", "epoch-1"]
+    assert main([*told, *to]) == 2
+    assert "the space has no blocks" in capsys.readouterr().err
+    refused = covector_fit(*told[1:], "--data", str(data))
+    assert refused.returncode == 2
+    assert "(--one-layer)" in refused.stderr
+    assert main([*told, "--one-layer", *to]) == 0
+    assert "all coordinates are one layer of 96 parameters" in capsys.readouterr().out
+    assert covector_fit(*told[1:], "--one-layer", "--data", str(data)).returncode == 0
+    with covector.connect(server.address) as client:
+        assert len(client.collection("c").fits()) == 1  # the same fit, whoever asked
+        assert client.collection("c").fit("datainf", checkpoints="epoch-1", by_layer=False).wait().notes
+
+
 def test_what_the_client_refuses(server: ServerProcess) -> None:
     with covector.connect(server.address) as client:
         collection = client.collection("c")
@@ -170,6 +222,10 @@ def test_the_command_line_through_a_server(server: ServerProcess, capsys: pytest
     assert fit["id"] in capsys.readouterr().out
     assert main(["query", "c", "--key", "row 7", "-k", "2", "--scorer", "trak", "--checkpoint", "epoch-1", *to]) == 0
     assert f"fit {fit['id']}, damping 0.5" in capsys.readouterr().out
+    assert main(["fit", "create", "c", "influence", "--damping", "held_out", *to]) == 0
+    assert "chosen by rows held out: 0.1 (" in capsys.readouterr().out
+    assert main(["fit", "create", "c", "influence", "--damping", "much", *to]) == 2
+    assert "--damping is a number or held_out, not 'much'" in capsys.readouterr().err
     assert main(["fit", "drop", "c", fit["id"], *to]) == 0
     assert main(["fit", "drop", "c", fit["id"], *to]) == 2
 

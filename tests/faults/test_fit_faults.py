@@ -78,7 +78,7 @@ def expected_of(method: str, learnt: dict[str, np.ndarray], rows: dict[str, np.n
     """Scores over both checkpoints of a fit that learnt from some rows, float64[m, n] of others."""
     is_trak = method == "trak"
     named = {"one": q, "two": q}
-    fit = fit_arrays(method, learnt, trak_q={"one": Q, "two": Q} if is_trak else None)
+    fit = fit_arrays(method, learnt, trak_q={"one": Q, "two": Q} if is_trak else None, by_layer=False)
     return fit.scores({"one": QUERIES, "two": QUERIES}, rows, trak_q=named if is_trak else None)
 
 
@@ -416,7 +416,9 @@ def test_a_fit_follows_its_rows(rig: FitRig, rules: Rules, method: str) -> None:
     assert rig.compact(rules)["fits_influenced"] == {fit_id: 220}
     rig.fitted(method)  # anew, without them
     rows = rows_of(rig, keys)
-    fit = fit_arrays(method, rows, trak_q={"one": Q[keys], "two": Q[keys]} if method == "trak" else None)
+    fit = fit_arrays(
+        method, rows, trak_q={"one": Q[keys], "two": Q[keys]} if method == "trak" else None, by_layer=False
+    )
     mine = fit.scores(
         {"one": QUERIES, "two": QUERIES}, rows, trak_q={"one": Q[keys], "two": Q[keys]} if method == "trak" else None
     )

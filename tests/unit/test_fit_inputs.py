@@ -28,7 +28,8 @@ SPACE = Space(dim=12, blocks=(Block("a", 0, 5, 50), Block("b", 5, 12, 90)))
     ({"damping": -1.0}, "damping is -1.0; it is a number from 0 on, in units of the mean nonzero eigenvalue"),
     ({"damping": float("nan")}, "damping is nan"),
     ({"damping": []}, "no candidates"),
-    ({"damping": [0.1, 1.0]}, "nothing to choose by; give held_out="),
+    ({"damping": "heldout"}, "damping is 'heldout'; it is a number, several, or 'held_out'"),
+    ({"damping": [0.0, 1.0]}, "dampings to choose among are above 0; leave 0 out"),
     ({"damping": 0.0, "rank": 5}, "a low-rank fit divides by its damping"),
     ({"range_passes": 0}, "at least one pass"),
     ({"task_gradients": QUERIES}, "influence takes no task_gradients; trackstar does"),
@@ -43,8 +44,11 @@ def test_what_a_fit_refuses(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "options", "message"), [
-    ("datainf", {"damping": 0.0}, "datainf divides by its damping"),
-    ("datainf", {"unit_rows": True}, "unit_rows=True has no meaning for datainf"),
+    ("datainf", {"damping": 0.0, "by_layer": False}, "datainf divides by its damping"),
+    ("datainf", {"damping": [0.1, 1.0], "by_layer": False}, "so a fit has one damping; give one"),
+    ("less", {"damping": "held_out"}, "less damps nothing, so there is no damping to choose"),
+    ("trackstar", {"damping": "held_out", "task_gradients": QUERIES}, "with task_gradients the moments are not those"),
+    ("datainf", {"unit_rows": True, "by_layer": False}, "unit_rows=True has no meaning for datainf"),
     ("trackstar", {"task_gradients": QUERIES, "task_share": 1.0}, "task_share is 1.0; it must lie between 0 and 1"),
     ("trackstar", {"task_gradients": QUERIES[:, :5]}, r"rows have shape \(3, 5\); this fit is over dim 12"),
     ("trak", {}, r"trak needs trak_q .* of every row; 50 of 50 have none, the first at position 0"),
@@ -123,14 +127,15 @@ def test_fewer_rows_came_than_the_rank() -> None:
         job.finish()
 
 
-def test_datainf_without_blocks_says_that_it_takes_all_for_one_layer() -> None:
-    notes = fit("datainf", ROWS).notes
-    assert len(notes) == 1
-    assert "the whole sketch counts as one layer of 12 parameters" in notes[0]
-    with pytest.raises(
-        InvalidInput, match=r"the space has no blocks.*CountSketch\(blocks='layer'\), or leave by_layer out"
-    ):
+def test_datainf_without_blocks_is_told_to_take_all_for_one_layer() -> None:
+    with pytest.raises(InvalidInput, match=r"datainf works layer by layer, but the space has no.*by_layer=False"):
+        fit("datainf", ROWS)
+    with pytest.raises(InvalidInput, match=r"by_layer=True, but the space has no blocks.*CountSketch"):
         fit("datainf", ROWS, by_layer=True)
+    whole = fit("datainf", ROWS, by_layer=False)
+    assert whole.notes == ("datainf works layer by layer; here all coordinates are one layer of 12 parameters",)
+    one = Space(dim=12, blocks=(Block("all", 0, 12, 12),))
+    np.testing.assert_array_equal(whole.scores(QUERIES, ROWS), fit("datainf", ROWS, space=one).scores(QUERIES, ROWS))
     assert fit("datainf", ROWS, space=SPACE).notes == ()
 
 

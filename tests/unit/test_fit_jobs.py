@@ -227,7 +227,8 @@ def test_memory_stays_below_what_the_plan_says(method: str, options: dict[str, A
     assert 0.3 * plan.memory_bytes < peak <= plan.memory_bytes
 
 
-@pytest.mark.parametrize("options", ["", "rank=256", "by_layer=True", "damping=0.001"])
+@pytest.mark.parametrize("options", ["", "rank=256", "by_layer=True", "damping=0.001",
+                                     "damping='held_out'", "damping='held_out', rank=256"])  # fmt: skip
 def test_the_process_grows_by_no_more_than_the_plan_says(options: str) -> None:
     """What LAPACK takes for itself included."""
     code = f"""

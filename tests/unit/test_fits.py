@@ -47,6 +47,8 @@ def rig(tmp_path: Path) -> Iterator[FitRig]:
 
 
 def on_arrays(method: str, rows: np.ndarray, trak_q: np.ndarray = Q, **given: Any) -> Fit:
+    if method == "datainf":
+        given.setdefault("by_layer", False)
     return fit_arrays(method, rows, trak_q=trak_q if method == "trak" else None, **given)
 
 
@@ -142,12 +144,13 @@ def test_several_checkpoints(rig: FitRig, method: str) -> None:
     assert sorted(part.checkpoint for part in rig.fit_record(fit_id).covered) == ["one", "two"]
     queries = {"one": QUERIES, "two": decaying(5, DIM, seed=6).astype(np.float64)}
     both = np.stack([queries["one"], queries["two"]])
-    fit = fit_arrays(method, rows, trak_q=q if method == "trak" else None)
+    one_layer: dict[str, Any] = {"by_layer": False} if method == "datainf" else {}
+    fit = fit_arrays(method, rows, trak_q=q if method == "trak" else None, **one_layer)
     expected = fit.scores(queries, rows, trak_q=q if method == "trak" else None)
     found = rig.scored(both, method, ["one", "two"])
     reach = np.abs(expected).max(axis=1, keepdims=True) * np.ones(COUNT)
     assert_close(found, range(COUNT), expected, reach)
-    alone = fit_arrays(method, rows["two"], trak_q=q["two"] if method == "trak" else None)
+    alone = fit_arrays(method, rows["two"], trak_q=q["two"] if method == "trak" else None, **one_layer)
     mine = alone.scores(queries["two"], rows["two"], trak_q=q["two"] if method == "trak" else None)
     found = rig.scored(queries["two"], method, ["two"])
     assert_close(found, range(COUNT), mine, np.abs(mine).max(axis=1, keepdims=True) * np.ones(COUNT))
@@ -231,7 +234,9 @@ def test_layers_of_datainf(tmp_path: Path) -> None:
             by_hand += (asked - shrunk) / damping @ part.T
         np.testing.assert_allclose(np.stack([found[k] for k in range(COUNT)], 1), by_hand, rtol=1e-3, atol=1e-3)
         rig.write(range(COUNT), ROWS)
-        assert "no blocks" in rig.fit("datainf").result["notes"][0]
+        assert "all coordinates are one layer of 48 parameters" in rig.fit("datainf").result["notes"][0]
+        with pytest.raises(InvalidInput, match=r"datainf works layer by layer, but the space has no blocks.*one-layer"):
+            rig.fitter.start("c", FitSpec(method="datainf"))
         with pytest.raises(InvalidInput, match="has no blocks"):
             rig.fitter.start("c", FitSpec(method="influence", by_layer=True))
     finally:
@@ -292,6 +297,28 @@ def test_trak_names_the_row_without_its_q(rig: FitRig) -> None:
     assert "row 7 " in ended.error_message
     rig.delete([7, 1000])
     assert set(rig.scored(QUERIES, "trak")) == set(range(COUNT)) - {7}
+
+
+def test_trak_names_the_checkpoint_whose_rows_have_no_q(rig: FitRig) -> None:
+    rig.write(range(COUNT), OTHERS, checkpoint="two")
+    ended = rig.fit("trak", checkpoints=["one", "two"])
+    assert (ended.state, ended.error_kind) == (FAILED, "invalid_input")
+    assert "row 0 of checkpoint 'two' has none" in ended.error_message
+    assert rig.fits() == []
+
+
+def test_a_fit_of_another_collection_is_none_of_this_one(tmp_path: Path) -> None:
+    rig = FitRig(tmp_path / "store", DIM, space=Space(dim=DIM, blocks=(Block("a", 0, DIM, 90),)))
+    try:
+        rig.write(range(COUNT), ROWS)
+        rig.write(range(COUNT), ROWS, collection="blocks")
+        fit_id = rig.fitted("influence")
+        with pytest.raises(NotFound, match=f"no scorer '{fit_id}'"):
+            rig.scored(QUERIES, fit_id, collection="blocks")
+        with pytest.raises(NotFound, match="needs a fit, and collection 'blocks' has none yet"):
+            rig.scored(QUERIES, "influence", collection="blocks")
+    finally:
+        rig.close()
 
 
 def test_singular_moments_without_damping(rig: FitRig) -> None:
@@ -364,7 +391,7 @@ def plan_facts_of(rig: FitRig, method: str, rank: int | None) -> int:
     with rig.collection.reading() as view:
         place = rig.fitter._place(rig.collection, view)
         views = [view.checkpoints["one"]]
-        spec = FitSpec(method=method, rank=rank)
+        spec = FitSpec(method=method, rank=rank, by_layer=False if method == "datainf" else None)
         return int(plan_facts(place, views, plans_of(place, spec, views))["memory_bytes"])
 
 

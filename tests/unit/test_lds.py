@@ -92,6 +92,17 @@ def test_the_interval_covers_and_narrows() -> None:
     assert many.high - many.low < np.mean(widths) / 2.5
 
 
+def test_the_interval_holds_the_score_where_it_is_near_one() -> None:
+    """Resampled correlations lie below the score there; the interval must not."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        scores = rng.standard_normal((6, 50))
+        masks = (rng.random((40, 50)) < 0.5).astype(np.float64)
+        found = lds(scores, masks, masks @ scores.T + rng.standard_normal((40, 6)), resamples=200)
+        assert found.mean > 0.9
+        assert found.low < found.mean < found.high <= 1
+
+
 def test_the_interval_is_the_same_in_every_run() -> None:
     first, second = lds(*problem(), resamples=50), lds(*problem(), resamples=50)
     assert (first.low, first.high) == (second.low, second.high)

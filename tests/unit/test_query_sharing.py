@@ -55,8 +55,8 @@ class GatedCheckpoint(MemoryCheckpoint):
 
     def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
         self.gate.scans += 1
-        for source in super().strips(rows_max, row_id_range):
-            yield GatedStrip(source, self.gate)
+        sources = super().strips(rows_max, row_id_range)
+        return (GatedStrip(source, self.gate) for source in sources)
 
 
 @dataclass

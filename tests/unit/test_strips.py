@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,57 +166,103 @@ def workers() -> Iterator[Workers]:
     made.close()
 
 
-def number_of(source: StripSource) -> int:
+def note(source: StripSource) -> None:
     assert isinstance(source, Counted)
     source.loads.append(source.number)
-    return source.number
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 50])
-def test_results_come_in_order(workers: Workers, count: int) -> None:
+def test_every_strip_is_worked_on_once(workers: Workers, count: int) -> None:
     sources, loads, _ = sources_of(count)
-    assert list(workers.map(number_of, sources)) == list(range(count))
+    workers.each(note, sources)
     assert sorted(loads) == list(range(count))
 
 
 def test_every_strip_is_asked_for_while_they_are_not_in_memory(workers: Workers) -> None:
     sources, _, asked = sources_of(50, absent=True)
-    list(workers.map(number_of, sources))
+    workers.each(note, sources)
     workers._reading.submit(int).result()  # it works in order: all that came before is done
     assert asked == list(range(50))
 
 
 def test_few_strips_are_asked_for_once_they_are_found_in_memory(workers: Workers) -> None:
     sources, _, asked = sources_of(200)
-    for source, _ in zip(sources, workers.map(number_of, sources), strict=True):
-        assert source.number < 200
+
+    def work(source: StripSource) -> None:
+        note(source)
+        workers._reading.submit(int).result()
+
+    workers.each(work, sources)
     workers._reading.submit(int).result()
     assert set(range(0, 200, 8)) <= set(asked)
+    assert len(asked) < 60
 
 
-def test_an_error_comes_in_its_place_and_nothing_is_begun_after_it(workers: Workers) -> None:
+def test_after_an_error_no_strip_is_begun(workers: Workers) -> None:
     sources, loads, _ = sources_of(1000)
 
-    def work(source: StripSource) -> int:
-        if number_of(source) == 20:
+    def work(source: StripSource) -> None:
+        note(source)
+        if loads[-1] >= 20:
             raise Corrupt("bad")
-        return 0
 
-    results = workers.map(work, sources)
-    assert [next(results) for _ in range(20)] == [0] * 20
     with pytest.raises(Corrupt):
-        next(results)
-    workers.close()
-    assert max(loads) < 40
+        workers.each(work, sources)
+    assert max(loads) < 30
+    loads.clear()
+    workers.each(note, sources[:5])  # the threads live on
+    assert sorted(loads) == list(range(5))
 
 
-def test_one_that_is_closed_early_ends_what_it_began(workers: Workers) -> None:
-    sources, loads, _ = sources_of(1000)
-    results = workers.map(number_of, sources)
-    next(results)
-    results.close()  # type: ignore[attr-defined]
-    workers.close()
-    assert max(loads) < 20
+def test_an_error_of_the_list_of_strips_is_raised(workers: Workers) -> None:
+    def sources() -> Iterator[StripSource]:
+        yield from sources_of(10)[0]
+        raise Corrupt("no list")
+
+    with pytest.raises(Corrupt, match="no list"):
+        workers.each(note, sources())
+
+
+def test_scans_take_turns(workers: Workers) -> None:
+    """The first has strips for long; the second, which comes later, is not kept waiting for their end."""
+    begun, finish = threading.Event(), threading.Event()
+
+    def slow(source: StripSource) -> None:
+        note(source)
+        begun.set()
+        finish.wait(0.005)
+
+    sources, loads, _ = sources_of(2000)
+    with ThreadPoolExecutor(1) as asking:
+        first = asking.submit(workers.each, slow, sources)
+        assert begun.wait(10)
+        workers.each(note, sources_of(20)[0])
+        assert len(loads) < 1000
+        finish.set()
+        first.result(30)
+    assert sorted(loads) == list(range(2000))
+
+
+def test_closing_waits_for_what_is_under_way() -> None:
+    workers, begun, finish = Workers(2), threading.Event(), threading.Event()
+
+    def work(source: StripSource) -> None:
+        begun.set()
+        assert finish.wait(10)
+        note(source)
+
+    sources, loads, _ = sources_of(30)
+    with ThreadPoolExecutor(2) as asking:
+        scan = asking.submit(workers.each, work, sources)
+        assert begun.wait(10)
+        closing = asking.submit(workers.close)
+        finish.set()
+        closing.result(10)
+        with suppress(RuntimeError):  # what is ahead of it cannot be asked for any more
+            scan.result(10)
+    assert loads
+    with pytest.raises(RuntimeError):
+        workers.each(note, sources)
 
 
 def test_pages_that_are_not_in_memory_are_read(tmp_path: Path) -> None:

@@ -31,13 +31,15 @@ Column = Callable[[npt.NDArray[np.int64]], Float64]
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CheckpointFit:
     """A and w of one checkpoint. ``damping``: what was taken, in the method's unit; ``lambdas``: what that is in each
-    layer; ``row_count``: rows that were learnt from."""
+    layer; ``row_count``: rows that were learnt from; ``damping_scores``: what rows held out said of each candidate
+    (larger is better), empty if they did not choose."""
 
     plan: FitPlan
     preconditioner: Preconditioner
     row_count: int
     damping: float
     lambdas: tuple[float, ...]
+    damping_scores: tuple[tuple[float, float], ...] = ()
 
     def scorer(self, column: Column | None = None) -> Scorer:
         """The scoring rule. ``column``: row ids -> float64[n], for weights that a row's facts alone do not give:
@@ -74,6 +76,7 @@ class CheckpointFit:
             "row_count": self.row_count,
             "damping": self.damping,
             "lambdas": list(self.lambdas),
+            "damping_scores": [list(one) for one in self.damping_scores],
         }
 
     def arrays(self) -> Arrays:
@@ -89,6 +92,7 @@ class CheckpointFit:
             row_count=int(facts["row_count"]),
             damping=float(facts["damping"]),
             lambdas=tuple(facts["lambdas"]),
+            damping_scores=tuple((float(d), float(score)) for d, score in facts.get("damping_scores", ())),
         )
 
     def _query_norm(self) -> QueryNorm:

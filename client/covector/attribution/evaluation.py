@@ -77,8 +77,9 @@ def lds(
     scores: float[m, n], of m queries and n rows; masks: bool[s, n], the rows of each of s subsets; outputs:
     float[s, m], of the s models for the m queries, larger where the behaviour is stronger (a margin, or minus a loss).
     Several models of one subset should come as the mean of their outputs. The interval is a percentile bootstrap over
-    subsets. A query whose outputs or sums are all equal counts as 0. Raises InvalidInput for shapes that do not fit, or
-    values that are not finite.
+    subsets, moved so that the resampled means lie around the score: fewer distinct subsets pull Spearman's correlation
+    towards zero. A query whose outputs or sums are all equal counts as 0. Raises InvalidInput for shapes that do not
+    fit, or values that are not finite.
     """
     wide, member, told = _checked(scores, masks, outputs)
     predicted, actual = Ranking.of(member @ wide.T), Ranking.of(told)
@@ -86,10 +87,9 @@ def lds(
     by_query = _spearman(predicted, actual, np.ones(count))
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
-    means = [float(_spearman(predicted, actual, weights).mean()) for weights in draws]
-    tail = (1.0 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1.0 - tail]) if means else (by_query.mean(), by_query.mean())
-    return LdsResult(float(by_query.mean()), float(low), float(high), by_query, count)
+    means = np.array([float(_spearman(predicted, actual, weights).mean()) for weights in draws])
+    low, high = _interval(float(by_query.mean()), means, confidence)
+    return LdsResult(float(by_query.mean()), low, high, by_query, count)
 
 
 def agreement(scores: npt.ArrayLike, reference: npt.ArrayLike, k: int = 10) -> tuple[float, float]:
@@ -119,6 +119,15 @@ def _spearman(left: Ranking, right: Ranking, weights: Float64) -> Float64:
     spread = np.sqrt((weights @ (a * a)) * (weights @ (b * b)))
     found: Float64 = np.divide(weights @ (a * b), spread, out=np.zeros_like(spread), where=spread > 0)
     return found
+
+
+def _interval(score: float, resampled: Float64, confidence: float) -> tuple[float, float]:
+    """The score itself, twice, where nothing was resampled."""
+    if not len(resampled):
+        return score, score
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1.0 - tail]) + (score - resampled.mean())
+    return float(max(low, -1.0)), float(min(high, 1.0))
 
 
 def _checked(scores: npt.ArrayLike, masks: npt.ArrayLike, outputs: npt.ArrayLike) -> tuple[Float64, Float64, Float64]:

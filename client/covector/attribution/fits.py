@@ -57,8 +57,8 @@ class Origin:
 class Fit:
     """A fit over one or several checkpoints, by name; one array alone has the name "".
 
-    ``damping_scores``: the candidates that were tried and what each scored on the held-out measure; empty if there was
-    no choice.
+    ``damping_scores``: the candidates that were tried and what each scored on the held-out measure, larger being
+    better; empty if there was no choice.
     """
 
     method: str
@@ -150,7 +150,7 @@ def fit(
     *,
     trak_q: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
     etas: Mapping[str, float] | None = None,
-    damping: float | Sequence[float] | None = None,
+    damping: float | str | Sequence[float] | None = None,
     held_out: Callable[[Fit], float] | None = None,
     task_gradients: Inputs | Mapping[str, Inputs] | None = None,
     task_share: float | None = None,
@@ -166,8 +166,9 @@ def fit(
     rows: float[n, dim] or ``Gradients``, or a mapping of checkpoint names (or of models, or of projections) to these;
     ``etas``: the checkpoints' weights, 1 each by default; ``damping``: in units of the mean nonzero eigenvalue
     (datainf: of the mean squared entry), None for the default, or several candidates, of which ``held_out`` (fit -> a
-    number, larger is better) chooses; ``task_gradients``: the query task's, for trackstar; ``space``: says the layers
-    of bare arrays. The rest as in ``plan_fit``.
+    number, larger is better) chooses, or else rows held out of the moments (``attribution.held_out``), as with
+    ``damping="held_out"``; over several checkpoints the rows of the first choose for all. ``task_gradients``:
+    the query task's, for trackstar; ``space``: says the layers of bare arrays. The rest as in ``plan_fit``.
 
     Raises NotFound for an unknown method, InvalidInput for what does not fit, LimitExceeded for more memory than
     ``memory_bytes_max``.
@@ -178,6 +179,7 @@ def fit(
     names = list(named)
     tasks = {} if task_gradients is None else _by_name("task_gradients", task_gradients, names)
     weights = {} if trak_q is None else _by_name("trak_q", trak_q, names)
+    holds_out = held_out is None and isinstance(damping, Sequence)
     jobs = {}
     for name, given in named.items():
         task = _one_block(tasks[name]) if name in tasks else None
@@ -189,6 +191,7 @@ def fit(
             _space_of(given, shape[1], space),
             shape[0],
             damping=damping,
+            holds_out=holds_out,
             rank=rank,
             by_layer=by_layer,
             unit_rows=unit_rows,
@@ -198,13 +201,15 @@ def fit(
             memory_bytes_max=memory_bytes_max,
         )
         jobs[name] = _run(FitJob(plan, task), given, weights.get(name))
+    first = next(iter(jobs.values())).finish()
     whole = Fit(
         method=method,
-        parts={name: job.finish() for name, job in jobs.items()},
+        parts={name: job.finish(first.damping) if number else first for number, (name, job) in enumerate(jobs.items())},
         etas=dict.fromkeys(names, 1.0) if etas is None else _by_name("etas", etas, names),
         origins={name: Origin.of(given) for name, given in named.items()},
+        damping_scores=first.damping_scores,
     )
-    return _chosen(whole, jobs, held_out)
+    return whole if held_out is None else _chosen(whole, jobs, held_out)
 
 
 def _run(job: FitJob, rows: Inputs, trak_q: npt.ArrayLike | None) -> FitJob:
@@ -216,13 +221,11 @@ def _run(job: FitJob, rows: Inputs, trak_q: npt.ArrayLike | None) -> FitJob:
     return job
 
 
-def _chosen(whole: Fit, jobs: Mapping[str, FitJob], held_out: Callable[[Fit], float] | None) -> Fit:
+def _chosen(whole: Fit, jobs: Mapping[str, FitJob], held_out: Callable[[Fit], float]) -> Fit:
     """The fit at the damping that the held-out measure likes best; the first of equals."""
     candidates = next(iter(jobs.values())).plan.dampings
     if len(candidates) == 1:
         return whole
-    if held_out is None:
-        raise InvalidInput("several dampings, but nothing to choose by; give held_out=", field="held_out")
     best, scores = whole, []
     for damping in candidates:
         tried = replace(whole, parts={name: job.finish(damping) for name, job in jobs.items()})

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from covector.attribution.checkpoint_fit import CheckpointFit
+from covector.attribution.held_out import HeldRows, Means, Without, held_out_score
 from covector.attribution.inverting import Damped, dense_map, low_rank_map, mean_of_inverses_map, orthonormal, zero_map
 from covector.attribution.planning import FitPlan
 from covector.attribution.preconditioner import ByLayer, Identity, Preconditioner
@@ -44,9 +45,9 @@ from covector.errors import Conflict, InvalidInput
 class Mixture:
     """The means over the rows, and over the task's gradients by their share."""
 
-    rows: RowSums
-    task: RowSums | None
-    share: float
+    rows: Means
+    task: RowSums | None = None
+    share: float = 0.0
 
     def mean(self, number: int) -> Float64:
         """Of a layer's sum."""
@@ -87,6 +88,7 @@ class FitJob:
         drawn = range(len(plan.layers)) if "range" in plan.stages else ()
         self._bases = [self._drawn(number, seed) for number in drawn]
         self._sums = self._new_sums()
+        self._held = HeldRows(plan.dim, plan.row_count, self._dtype) if plan.holds_out else None
 
     @property
     def row_count(self) -> int:
@@ -98,6 +100,8 @@ class FitJob:
         self._check_block(block)
         if self.plan.method.weight == "trak_q":
             check_trak_q(block.trak_q)
+        if self._held is not None and self.stage_number + 1 == len(self.plan.stages):
+            self._held.take(block, self.row_count)
         self._add(self._sums, block)
 
     def end_pass(self) -> bool:
@@ -119,15 +123,14 @@ class FitJob:
         return True
 
     def finish(self, damping: float | None = None) -> CheckpointFit:
-        """The fit of all rows so far. ``damping``: one of the plan's candidates, the first by default. Raises
-        InvalidInput for too few rows, moments that cannot be inverted, or gradients that are all zero; Conflict before
-        the last pass."""
+        """The fit of all rows so far. ``damping``: one of the plan's candidates; without it the one that the rows held
+        out like best, or the first. Raises InvalidInput for too few rows, moments that cannot be inverted, or gradients
+        that are all zero; Conflict before the last pass."""
         plan = self.plan
-        chosen = plan.dampings[0] if damping is None else damping
-        if chosen not in plan.dampings:
-            raise InvalidInput(f"damping {chosen} is none of the plan's candidates {plan.dampings}", field="damping")
         if not plan.stages:
             return CheckpointFit(plan=plan, preconditioner=Identity(), row_count=0, damping=0.0, lambdas=())
+        if damping is not None and damping not in plan.dampings:
+            raise InvalidInput(f"damping {damping} is none of the plan's candidates {plan.dampings}", field="damping")
         if self.stage_number + 1 < len(plan.stages):
             raise Conflict(f"pass {self.stage_number + 1} of {len(plan.stages)} is not over yet; call end_pass()")
         self._check_row_count(exactly=False)
@@ -135,15 +138,17 @@ class FitJob:
         if count < (plan.rank or 1):
             raise InvalidInput(f"{count} rows came, fewer than the rank {plan.rank or 1}; ask for a lower rank=")
         mixture = self._mixture()
-        damped = self._damped(mixture, chosen)
-        maps = [self._map(mixture, number, layer) for number, layer in enumerate(damped)]
-        parts = tuple((start, stop, part) for (start, stop), part in zip(self._spans, maps, strict=True))
+        scores = self._held_out_scores() if damping is None else ()
+        if damping is None:
+            damping = max(scores, key=lambda one: one[1])[0] if scores else plan.dampings[0]
+        damped = self._damped(mixture, damping, float(count) if plan.method.over_rows else 1.0)
         return CheckpointFit(
             plan=plan,
-            preconditioner=maps[0] if len(maps) == 1 else ByLayer(parts),
+            preconditioner=self._preconditioner(mixture, damped),
             row_count=count,
-            damping=chosen,
+            damping=damping,
             lambdas=tuple(layer.unit * layer.damping for layer in damped),
+            damping_scores=scores,
         )
 
     def state(self) -> Arrays:
@@ -155,6 +160,8 @@ class FitJob:
             found["lambdas"] = self._lambdas
         if self._expected_rows is not None:
             found["expected_rows"] = np.array([self._expected_rows])
+        if self._held is not None:
+            found.update({f"held/{name}": values for name, values in self._held.state().items()})
         if self._task is not None:
             found.update({"task/rows": self._task.rows, "task/scales": self._task.scales})
         return found
@@ -172,7 +179,9 @@ class FitJob:
         job._lambdas = state.get("lambdas")
         job._expected_rows = int(state["expected_rows"][0]) if "expected_rows" in state else None
         job._sums = job._new_sums()
-        job._sums.restore({name.removeprefix("sums/"): a for name, a in state.items() if name.startswith("sums/")})
+        job._sums.restore(_below("sums/", state))
+        if job._held is not None:
+            job._held.restore(_below("held/", state))
         return job
 
     # -- what is summed ------------------------------------------------------------------------------------------------
@@ -222,19 +231,43 @@ class FitJob:
 
     # -- what becomes of it --------------------------------------------------------------------------------------------
 
-    def _damped(self, mixture: Mixture, damping: float) -> list[Damped]:
+    def _held_out_scores(self) -> tuple[tuple[float, float], ...]:
+        """Each candidate with what the rows held out say of it; empty if none are held out."""
+        if self._held is None:
+            return ()
+        block = self._held.block()
+        if not len(block.rows):
+            raise InvalidInput(f"{self.row_count} rows came, too few to hold some out; give one damping")
+        held = self._new_sums()
+        self._add(held, block)
+        held.flush()
+        rest = Mixture(Without(self._sums, held))
+        rows = block.rows * self._factors(block.rows, block.scales)[:, None]
+        found = []
+        for damping in self.plan.dampings:
+            tried = self._preconditioner(rest, self._damped(rest, damping, 1.0))
+            found.append((damping, held_out_score(tried, rows)))
+        if not np.isfinite([score for _, score in found]).all():
+            raise InvalidInput("the rows held out give no score to choose a damping by; give one", field="damping")
+        return tuple(found)
+
+    def _damped(self, mixture: Mixture, damping: float, over: float) -> list[Damped]:
         names = [layer.name for layer in self.plan.layers]
-        over = float(self._sums.row_count) if self.plan.method.over_rows else 1.0
         if self._lambdas is not None:
             found = [Damped(name, float(value), 1.0, over) for name, value in zip(names, self._lambdas, strict=True)]
         else:
-            rows = self._sums.row_count + self.plan.task_row_count
+            rows = mixture.rows.row_count + self.plan.task_row_count
             sides = [min(stop - start, rows) for start, stop in self._spans]
             units = mixture.mean_squares() / sides
             found = [Damped(name, float(unit), damping, over) for name, unit in zip(names, units, strict=True)]
         if not any(layer.unit for layer in found):
             raise InvalidInput("all gradients are zero, so nothing can be learnt of them; look at how they were taken")
         return found
+
+    def _preconditioner(self, mixture: Mixture, damped: list[Damped]) -> Preconditioner:
+        maps = [self._map(mixture, number, layer) for number, layer in enumerate(damped)]
+        parts = tuple((start, stop, part) for (start, stop), part in zip(self._spans, maps, strict=True))
+        return maps[0] if len(maps) == 1 else ByLayer(parts)
 
     def _map(self, mixture: Mixture, number: int, damped: Damped) -> Preconditioner:
         layer = self.plan.layers[number]
@@ -259,3 +292,7 @@ class FitJob:
             raise Conflict(
                 f"pass {self.stage_number + 1} saw {seen} rows, the one before {before}; give each the same rows"
             )
+
+
+def _below(prefix: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from covector.attribution.held_out import CANDIDATES, HELD_OUT, ROWS_MIN, STRIDE, held_count_max
 from covector.attribution.inverting import TALL_ROWS
 from covector.attribution.methods import Method, method_named
 from covector.attribution.sums import TILE_DIM, batch_row_count
@@ -29,7 +30,8 @@ TASK_SHARE = 0.9
 class FitPlan:
     """A fit of one checkpoint, checked. ``layers`` lie end to end over [0, dim); a fit that is not by layer has one.
     ``rank`` is None for a dense fit. ``dampings``: the candidates, in the method's unit; the first is the one that is
-    taken if none is chosen. ``notes``: what a user should know of the choices made."""
+    taken if none is chosen. ``holds_out``: whether rows are held out to choose by (``held_out``). ``notes``: what a
+    user should know of the choices made."""
 
     method: Method
     dim: int
@@ -42,6 +44,7 @@ class FitPlan:
     task_share: float
     task_row_count: int
     notes: tuple[str, ...]
+    holds_out: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -82,6 +85,7 @@ class FitPlan:
         batch = batch_row_count(self.dim)
         working = batch * self.dim * self.element_bytes + 8 * batch * (len(sides) + 4) + 8 * TILE_DIM**2
         working += batch * max(sides) * 4 if len(sides) > 1 else 0
+        working += self._held_bytes
         task = 2 if self.task_row_count else 1
         if self.rank is None:
             squared = [8 * side * side for side in sides]
@@ -92,6 +96,16 @@ class FitPlan:
         blocks = max(widths) * (3 * 8 * min(step, max(sides)) + 2 * self.element_bytes * batch)
         triangles = 8 * max(widths) ** 2 * (6 + 4 * (max(sides) // step))
         return working * task + (2 * self.element_bytes + 8 * task) * tall + blocks + triangles
+
+    @property
+    def _held_bytes(self) -> int:
+        """The rows held out, and while one is chosen they again, what A makes of them, and their sums."""
+        if not self.holds_out:
+            return 0
+        held = held_count_max(self.dim, self.element_bytes)
+        sides = [layer.stop - layer.start if self.rank is None else self.width(layer) for layer in self.layers]
+        batch = batch_row_count(self.dim) * self.dim * self.element_bytes
+        return held * self.dim * (self.element_bytes + 4 * 8) + batch + 16 * sum(n * n for n in sides)
 
 
 def plan_of(facts: Mapping[str, Any]) -> FitPlan:
@@ -112,7 +126,8 @@ def plan_fit(
     space: Space,
     row_count: int,
     *,
-    damping: float | Sequence[float] | None = None,
+    damping: float | str | Sequence[float] | None = None,
+    holds_out: bool = False,
     rank: int | None = None,
     by_layer: bool | None = None,
     unit_rows: bool = False,
@@ -123,10 +138,12 @@ def plan_fit(
 ) -> FitPlan:
     """Checks what is asked of a fit and decides the rest.
 
-    ``damping``: in the method's unit, one or several candidates to choose among, None for the default; ``rank``: None
-    for a dense fit as far as dim and memory allow; ``by_layer``: whether each layer of the space is fitted alone, None
-    for the method's habit; ``unit_rows``: rows and queries count by their direction; ``range_passes``: passes to find
-    the directions of a low-rank fit; ``task_share``: of the task's gradients in TrackStar's moments, default 0.9.
+    ``damping``: in the method's unit, one or several candidates to choose among, None for the default; ``holds_out``:
+    choose among them by rows held out, which ``damping="held_out"`` does among its own; ``rank``: None for a dense fit
+    as far as dim and memory allow; ``by_layer``: whether each layer of the space is fitted alone, None for the method's
+    habit, False for all coordinates as one layer; ``unit_rows``: rows and queries count by their direction;
+    ``range_passes``: passes to find the directions of a low-rank fit; ``task_share``: of the task's gradients in
+    TrackStar's moments, default 0.9.
 
     Raises NotFound for an unknown method, InvalidInput for what cannot be, LimitExceeded for what needs more memory
     than ``memory_bytes_max``; the messages say what can.
@@ -135,6 +152,8 @@ def plan_fit(
     notes: list[str] = []
     layers = _layers(rule, space, by_layer, notes)
     _check_counts(row_count, range_passes)
+    if isinstance(damping, str):
+        damping, holds_out = _named_damping(damping), True
     plan = FitPlan(
         method=rule,
         dim=space.dim,
@@ -149,6 +168,8 @@ def plan_fit(
         notes=tuple(notes),
     )
     _check_undamped(plan)
+    if holds_out:
+        plan = _holding_out(plan)
     return plan if memory_bytes_max is None else _within(plan, rank is None, memory_bytes_max)
 
 
@@ -163,19 +184,17 @@ def _layers(rule: Method, space: Space, by_layer: bool | None, notes: list[str])
     size = sum(math.prod(parameter.shape) for parameter in space.parameters) or space.dim
     whole = (Block("all", 0, space.dim, max(size, 1)),)
     if not (rule.by_layer if by_layer is None else by_layer):
+        if rule.by_layer:
+            notes.append(f"{rule.name} works layer by layer; here all coordinates are one layer of {size} parameters")
         return whole
     if not space.blocks:
-        if by_layer:
-            raise InvalidInput(
-                "the space has no blocks, so nothing says which coordinates belong to which layer; take the gradients "
-                "with CountSketch(blocks='layer'), or leave by_layer out",
-                field="blocks",
-            )
-        notes.append(
-            f"{rule.name} works layer by layer, but the space has no blocks: the whole sketch counts as one layer of "
-            f"{size} parameters. Gradients with CountSketch(blocks='layer') have blocks"
+        why = f"{rule.name} works layer by layer, but" if by_layer is None else "by_layer=True, but"
+        raise InvalidInput(
+            f"{why} the space has no blocks, so nothing says which coordinates belong to which layer; take the "
+            "gradients with CountSketch(blocks='layer'), or treat all coordinates as one layer: by_layer=False "
+            "(--one-layer)",
+            field="blocks",
         )
-        return whole
     ends = [0, *(block.stop for block in space.blocks)]
     starts = [*(block.start for block in space.blocks), space.dim]
     if ends != starts or any(block.stop <= block.start or block.size < 1 for block in space.blocks):
@@ -203,6 +222,12 @@ def _rank(rank: int | None, row_count: int, layers: Sequence[Block], notes: list
     return rank
 
 
+def _named_damping(name: str) -> Sequence[float]:
+    if name != HELD_OUT:
+        raise InvalidInput(f"damping is {name!r}; it is a number, several, or {HELD_OUT!r}", field="damping")
+    return CANDIDATES
+
+
 def _dampings(rule: Method, damping: float | Sequence[float] | None) -> tuple[float, ...]:
     if damping is None:
         return (rule.damping,)
@@ -212,6 +237,10 @@ def _dampings(rule: Method, damping: float | Sequence[float] | None) -> tuple[fl
     for value in given:
         if not (math.isfinite(value) and value >= 0):
             raise InvalidInput(f"damping is {value}; it is a number from 0 on, in units of the {rule.damping_unit}")
+    if len(given) > 1 and rule.curvature == "mean_of_inverses":
+        raise InvalidInput(
+            f"{rule.name} damps each row's own term, so a fit has one damping; give one", field="damping"
+        )
     return tuple(float(value) for value in given)
 
 
@@ -251,6 +280,28 @@ def _check_undamped(plan: FitPlan) -> None:
             "damping above 0 (None takes the default), or sketch to fewer dimensions",
             field="damping",
         )
+
+
+def _holding_out(plan: FitPlan) -> FitPlan:
+    if len(plan.dampings) == 1:
+        return plan
+    if plan.method.curvature == "none":
+        raise InvalidInput(f"{plan.method.name} damps nothing, so there is no damping to choose", field="damping")
+    if plan.task_row_count:
+        raise InvalidInput(
+            "with task_gradients the moments are not those of the rows, so rows held out cannot choose the damping; "
+            "give one",
+            field="damping",
+        )
+    if min(plan.dampings) == 0:
+        raise InvalidInput("dampings to choose among are above 0; leave 0 out", field="damping")
+    if plan.row_count < ROWS_MIN * STRIDE:
+        raise InvalidInput(
+            f"one row in {STRIDE} is held out to choose the damping, and of {plan.row_count} rows that is too few; "
+            f"write at least {ROWS_MIN * STRIDE}, or give one damping (None takes the default)",
+            field="damping",
+        )
+    return replace(plan, holds_out=True)
 
 
 def _within(plan: FitPlan, may_choose_rank: bool, memory_bytes_max: int) -> FitPlan:

@@ -33,6 +33,10 @@ class Preconditioner(Protocol):
         """A^(1/2) v of each row v, the same shape."""
         ...
 
+    def log_det(self) -> float:
+        """The logarithm of A's determinant."""
+        ...
+
     def arrays(self) -> Arrays:
         """What ``preconditioner_of`` makes it again from."""
         ...
@@ -47,6 +51,9 @@ class Identity:
 
     def whiten(self, vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return vectors
+
+    def log_det(self) -> float:
+        return 0.0
 
     def arrays(self) -> Arrays:
         return {}
@@ -73,6 +80,9 @@ class Dense:
         if dtype not in self._roots:
             self._roots[dtype] = np.linalg.cholesky(self.unit).astype(dtype)
         return self._roots[dtype]
+
+    def log_det(self) -> float:
+        return float(np.linalg.slogdet(self.unit)[1] + len(self.unit) * np.log(self.scale))
 
     def arrays(self) -> Arrays:
         return {"unit": self.unit, "scale": np.array([self.scale])}
@@ -116,6 +126,9 @@ class LowRank:
             self._kept[dtype] = self.vectors.astype(dtype)
         return self._kept[dtype][span]
 
+    def log_det(self) -> float:
+        return float(np.log1p(-self.shares).sum() + len(self.vectors) * np.log(self.scale))
+
     def arrays(self) -> Arrays:
         narrow = self.vectors.astype(np.float32, copy=False)
         return {"vectors": narrow, "shares": self.shares, "scale": np.array([self.scale])}
@@ -132,6 +145,9 @@ class ByLayer:
 
     def whiten(self, vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return np.concatenate([part.whiten(vectors[:, start:stop]) for start, stop, part in self.parts], axis=1)
+
+    def log_det(self) -> float:
+        return sum(part.log_det() for _, _, part in self.parts)
 
     def arrays(self) -> Arrays:
         found: Arrays = {"bounds": np.array([[start, stop] for start, stop, _ in self.parts], dtype=np.int64)}

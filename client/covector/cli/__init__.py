@@ -24,6 +24,7 @@ _COMMANDS = {
     "query": "name the rows that pushed a behaviour up or down",
     "index": "build, list and drop approximate search structures",
     "fit": "learn, list and drop what scorers such as trak need",
+    "evaluate": "say which scorer and which sketch is best here, judged by retrained models",
     "delete": "delete rows by key or by a filter",
     "collections": "list what a server holds",
     "status": "say how a store is: space, damage, what takes no rows",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from covector.cli.fit_options import add_layers, damping_of
 from covector.cli.options import (
     Parser,
     add_connection,
@@ -64,8 +65,15 @@ def _parser(command: str) -> Parser:
         parser.add_argument(
             "--checkpoint", action="append", metavar="NAME", help="may be given several times (default: all)"
         )
-        parser.add_argument("--damping", type=float, metavar="X", help="in the method's unit (default: the method's)")
+        parser.add_argument(
+            "--damping",
+            action="append",
+            metavar="X",
+            help="in the method's unit (default: the method's); given several times, or as held_out for a decade "
+            "around the usual default, rows held out of the moments choose",
+        )
         parser.add_argument("--rank", type=int, metavar="N", help="of a low-rank fit (default: dense)")
+        add_layers(parser)
         parser.add_argument("--unit-rows", action="store_true", help="rows and queries count by direction alone")
         parser.add_argument(
             "--task-gradients",
@@ -82,8 +90,9 @@ def _create(collection: Collection, given: argparse.Namespace) -> int:
     operation = collection.fit(
         given.method,
         checkpoints=given.checkpoint,
-        damping=given.damping,
+        damping=damping_of(given.damping),
         rank=given.rank,
+        by_layer=given.by_layer,
         task_gradients=None if given.task_gradients is None else _task_gradients(given),
         unit_rows=given.unit_rows,
     )
@@ -94,6 +103,8 @@ def _create(collection: Collection, given: argparse.Namespace) -> int:
         print(json.dumps(asdict(fit), indent=2))
         return 0
     print(f"fit {fit.id}: {fit.row_count:,} rows, damping {fit.damping:g} x {fit.damping_unit or 'nothing'}")
+    if fit.damping_scores:
+        print(f"chosen by rows held out: {', '.join(f'{one:g} ({score:.4g})' for one, score in fit.damping_scores)}")
     for note in fit.notes:
         print(f"note: {note}")
     return 0
@@ -117,9 +128,12 @@ def _on_files(command: str, given: argparse.Namespace) -> int:
     if command == "create":
         for name in given.checkpoint or ():
             told += ["--checkpoint", name]
-        for name in ("damping", "rank", "task_gradients"):
+        for damping in given.damping or ():
+            told += ["--damping", damping]
+        for name in ("rank", "task_gradients"):
             value = getattr(given, name)
             told += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        told += [] if given.by_layer is None else ["--by-layer" if given.by_layer else "--one-layer"]
         told += ["--unit-rows"] if given.unit_rows else []
     told += ["--json"] if given.json else []
     become("covector_server.jobs.fit_offline", told)

@@ -59,6 +59,12 @@ def become(module: str, arguments: Sequence[str]) -> NoReturn:
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say where the server is, and ``--json``."""
+    add_server(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+
+
+def add_server(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds the options that say where the server is."""
     parser.add_argument(
         "--to",
         default=os.environ.get("COVECTOR_ADDRESS", DEFAULT_ADDRESS),
@@ -69,7 +75,6 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls", action="store_true", help="encrypt, trusting the system's certificate authorities")
     parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trusting the authorities in this PEM file")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="for an answer (default 30)")
-    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
 
 
 def connected(given: argparse.Namespace) -> Client:

@@ -26,7 +26,7 @@ from covector.v1 import operations_pb2 as covector_dot_v1_dot_operations__pb2
 from covector.v1 import query_pb2 as covector_dot_v1_dot_query__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ovector/v1/fits.proto\x12\x0b\x63ovector.v1\x1a\x1c\x63ovector/v1/operations.proto\x1a\x17\x63ovector/v1/query.proto\"\x90\x02\n\x03\x46it\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x63heckpoints\x18\x03 \x03(\t\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\x12\x0f\n\x07\x64\x61mping\x18\x05 \x01(\x01\x12\x14\n\x0c\x64\x61mping_unit\x18\x06 \x01(\t\x12\x0c\n\x04rank\x18\x07 \x01(\r\x12\r\n\x05notes\x18\x08 \x03(\t\x12\x11\n\trow_count\x18\t \x01(\x04\x12\x17\n\x0f\x66resh_row_count\x18\n \x01(\x04\x12\x16\n\x0elost_row_count\x18\x0b \x01(\x04\x12\x12\n\nsize_bytes\x18\x0c \x01(\x04\x12\x11\n\tmade_at_s\x18\r \x01(\x01\x12\x17\n\x0fparameters_json\x18\x0e \x01(\t\"v\n\x10\x43reateFitRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x14.covector.v1.FitSpecH\x00\x12\x31\n\x0etask_gradients\x18\x02 \x01(\x0b\x32\x17.covector.v1.VectorPartH\x00\x42\t\n\x07message\"\xff\x01\n\x07\x46itSpec\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x63heckpoints\x18\x03 \x03(\t\x12\x14\n\x07\x64\x61mping\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x15\n\x08\x62y_layer\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tunit_rows\x18\x07 \x01(\x08\x12\x14\n\x0crange_passes\x18\x08 \x01(\r\x12\x12\n\ntask_share\x18\t \x01(\x01\x12\x16\n\x0etask_row_count\x18\n \x01(\r\x12\x12\n\nrequest_id\x18\x0b \x01(\tB\n\n\x08_dampingB\x0b\n\t_by_layer\">\n\x11\x43reateFitResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation\"L\n\x0fListFitsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"K\n\x10ListFitsResponse\x12\x1e\n\x04\x66its\x18\x01 \x03(\x0b\x32\x10.covector.v1.Fit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0e\x44ropFitRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x11\n\x0f\x44ropFitResponse2\xea\x01\n\x0b\x46itsService\x12L\n\tCreateFit\x12\x1d.covector.v1.CreateFitRequest\x1a\x1e.covector.v1.CreateFitResponse(\x01\x12G\n\x08ListFits\x12\x1c.covector.v1.ListFitsRequest\x1a\x1d.covector.v1.ListFitsResponse\x12\x44\n\x07\x44ropFit\x12\x1b.covector.v1.DropFitRequest\x1a\x1c.covector.v1.DropFitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63ovector/v1/fits.proto\x12\x0b\x63ovector.v1\x1a\x1c\x63ovector/v1/operations.proto\x1a\x17\x63ovector/v1/query.proto\"\xc3\x02\n\x03\x46it\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x63heckpoints\x18\x03 \x03(\t\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\x12\x0f\n\x07\x64\x61mping\x18\x05 \x01(\x01\x12\x14\n\x0c\x64\x61mping_unit\x18\x06 \x01(\t\x12\x0c\n\x04rank\x18\x07 \x01(\r\x12\r\n\x05notes\x18\x08 \x03(\t\x12\x11\n\trow_count\x18\t \x01(\x04\x12\x17\n\x0f\x66resh_row_count\x18\n \x01(\x04\x12\x16\n\x0elost_row_count\x18\x0b \x01(\x04\x12\x12\n\nsize_bytes\x18\x0c \x01(\x04\x12\x11\n\tmade_at_s\x18\r \x01(\x01\x12\x17\n\x0fparameters_json\x18\x0e \x01(\t\x12\x31\n\x0e\x64\x61mping_scores\x18\x0f \x03(\x0b\x32\x19.covector.v1.DampingScore\".\n\x0c\x44\x61mpingScore\x12\x0f\n\x07\x64\x61mping\x18\x01 \x01(\x01\x12\r\n\x05score\x18\x02 \x01(\x01\"v\n\x10\x43reateFitRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x14.covector.v1.FitSpecH\x00\x12\x31\n\x0etask_gradients\x18\x02 \x01(\x0b\x32\x17.covector.v1.VectorPartH\x00\x42\t\n\x07message\"\x9b\x02\n\x07\x46itSpec\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x63heckpoints\x18\x03 \x03(\t\x12\x14\n\x07\x64\x61mping\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x15\n\x08\x62y_layer\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tunit_rows\x18\x07 \x01(\x08\x12\x14\n\x0crange_passes\x18\x08 \x01(\r\x12\x12\n\ntask_share\x18\t \x01(\x01\x12\x16\n\x0etask_row_count\x18\n \x01(\r\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\x1a\n\x12\x64\x61mping_candidates\x18\x0c \x03(\x01\x42\n\n\x08_dampingB\x0b\n\t_by_layer\">\n\x11\x43reateFitResponse\x12)\n\toperation\x18\x01 \x01(\x0b\x32\x16.covector.v1.Operation\"L\n\x0fListFitsRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"K\n\x10ListFitsResponse\x12\x1e\n\x04\x66its\x18\x01 \x03(\x0b\x32\x10.covector.v1.Fit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0e\x44ropFitRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x11\n\x0f\x44ropFitResponse2\xea\x01\n\x0b\x46itsService\x12L\n\tCreateFit\x12\x1d.covector.v1.CreateFitRequest\x1a\x1e.covector.v1.CreateFitResponse(\x01\x12G\n\x08ListFits\x12\x1c.covector.v1.ListFitsRequest\x1a\x1d.covector.v1.ListFitsResponse\x12\x44\n\x07\x44ropFit\x12\x1b.covector.v1.DropFitRequest\x1a\x1c.covector.v1.DropFitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'covector.v1.fits_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIT']._serialized_start=95
-  _globals['_FIT']._serialized_end=367
-  _globals['_CREATEFITREQUEST']._serialized_start=369
-  _globals['_CREATEFITREQUEST']._serialized_end=487
-  _globals['_FITSPEC']._serialized_start=490
-  _globals['_FITSPEC']._serialized_end=745
-  _globals['_CREATEFITRESPONSE']._serialized_start=747
-  _globals['_CREATEFITRESPONSE']._serialized_end=809
-  _globals['_LISTFITSREQUEST']._serialized_start=811
-  _globals['_LISTFITSREQUEST']._serialized_end=887
-  _globals['_LISTFITSRESPONSE']._serialized_start=889
-  _globals['_LISTFITSRESPONSE']._serialized_end=964
-  _globals['_DROPFITREQUEST']._serialized_start=966
-  _globals['_DROPFITREQUEST']._serialized_end=1014
-  _globals['_DROPFITRESPONSE']._serialized_start=1016
-  _globals['_DROPFITRESPONSE']._serialized_end=1033
-  _globals['_FITSSERVICE']._serialized_start=1036
-  _globals['_FITSSERVICE']._serialized_end=1270
+  _globals['_FIT']._serialized_end=418
+  _globals['_DAMPINGSCORE']._serialized_start=420
+  _globals['_DAMPINGSCORE']._serialized_end=466
+  _globals['_CREATEFITREQUEST']._serialized_start=468
+  _globals['_CREATEFITREQUEST']._serialized_end=586
+  _globals['_FITSPEC']._serialized_start=589
+  _globals['_FITSPEC']._serialized_end=872
+  _globals['_CREATEFITRESPONSE']._serialized_start=874
+  _globals['_CREATEFITRESPONSE']._serialized_end=936
+  _globals['_LISTFITSREQUEST']._serialized_start=938
+  _globals['_LISTFITSREQUEST']._serialized_end=1014
+  _globals['_LISTFITSRESPONSE']._serialized_start=1016
+  _globals['_LISTFITSRESPONSE']._serialized_end=1091
+  _globals['_DROPFITREQUEST']._serialized_start=1093
+  _globals['_DROPFITREQUEST']._serialized_end=1141
+  _globals['_DROPFITRESPONSE']._serialized_start=1143
+  _globals['_DROPFITRESPONSE']._serialized_end=1160
+  _globals['_FITSSERVICE']._serialized_start=1163
+  _globals['_FITSSERVICE']._serialized_end=1397
 # @@protoc_insertion_point(module_scope)

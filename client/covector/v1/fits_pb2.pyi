@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Fit(_message.Message):
-    __slots__ = ("id", "method", "checkpoints", "finished", "damping", "damping_unit", "rank", "notes", "row_count", "fresh_row_count", "lost_row_count", "size_bytes", "made_at_s", "parameters_json")
+    __slots__ = ("id", "method", "checkpoints", "finished", "damping", "damping_unit", "rank", "notes", "row_count", "fresh_row_count", "lost_row_count", "size_bytes", "made_at_s", "parameters_json", "damping_scores")
     ID_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class Fit(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MADE_AT_S_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_JSON_FIELD_NUMBER: _ClassVar[int]
+    DAMPING_SCORES_FIELD_NUMBER: _ClassVar[int]
     id: str
     method: str
     checkpoints: _containers.RepeatedScalarFieldContainer[str]
@@ -38,7 +39,16 @@ class Fit(_message.Message):
     size_bytes: int
     made_at_s: float
     parameters_json: str
-    def __init__(self, id: _Optional[str] = ..., method: _Optional[str] = ..., checkpoints: _Optional[_Iterable[str]] = ..., finished: bool = ..., damping: _Optional[float] = ..., damping_unit: _Optional[str] = ..., rank: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., row_count: _Optional[int] = ..., fresh_row_count: _Optional[int] = ..., lost_row_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., made_at_s: _Optional[float] = ..., parameters_json: _Optional[str] = ...) -> None: ...
+    damping_scores: _containers.RepeatedCompositeFieldContainer[DampingScore]
+    def __init__(self, id: _Optional[str] = ..., method: _Optional[str] = ..., checkpoints: _Optional[_Iterable[str]] = ..., finished: bool = ..., damping: _Optional[float] = ..., damping_unit: _Optional[str] = ..., rank: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., row_count: _Optional[int] = ..., fresh_row_count: _Optional[int] = ..., lost_row_count: _Optional[int] = ..., size_bytes: _Optional[int] = ..., made_at_s: _Optional[float] = ..., parameters_json: _Optional[str] = ..., damping_scores: _Optional[_Iterable[_Union[DampingScore, _Mapping]]] = ...) -> None: ...
+
+class DampingScore(_message.Message):
+    __slots__ = ("damping", "score")
+    DAMPING_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    damping: float
+    score: float
+    def __init__(self, damping: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
 
 class CreateFitRequest(_message.Message):
     __slots__ = ("spec", "task_gradients")
@@ -49,7 +59,7 @@ class CreateFitRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[FitSpec, _Mapping]] = ..., task_gradients: _Optional[_Union[_query_pb2.VectorPart, _Mapping]] = ...) -> None: ...
 
 class FitSpec(_message.Message):
-    __slots__ = ("collection", "method", "checkpoints", "damping", "rank", "by_layer", "unit_rows", "range_passes", "task_share", "task_row_count", "request_id")
+    __slots__ = ("collection", "method", "checkpoints", "damping", "rank", "by_layer", "unit_rows", "range_passes", "task_share", "task_row_count", "request_id", "damping_candidates")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +71,7 @@ class FitSpec(_message.Message):
     TASK_SHARE_FIELD_NUMBER: _ClassVar[int]
     TASK_ROW_COUNT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    DAMPING_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     collection: str
     method: str
     checkpoints: _containers.RepeatedScalarFieldContainer[str]
@@ -72,7 +83,8 @@ class FitSpec(_message.Message):
     task_share: float
     task_row_count: int
     request_id: str
-    def __init__(self, collection: _Optional[str] = ..., method: _Optional[str] = ..., checkpoints: _Optional[_Iterable[str]] = ..., damping: _Optional[float] = ..., rank: _Optional[int] = ..., by_layer: bool = ..., unit_rows: bool = ..., range_passes: _Optional[int] = ..., task_share: _Optional[float] = ..., task_row_count: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    damping_candidates: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, collection: _Optional[str] = ..., method: _Optional[str] = ..., checkpoints: _Optional[_Iterable[str]] = ..., damping: _Optional[float] = ..., rank: _Optional[int] = ..., by_layer: bool = ..., unit_rows: bool = ..., range_passes: _Optional[int] = ..., task_share: _Optional[float] = ..., task_row_count: _Optional[int] = ..., request_id: _Optional[str] = ..., damping_candidates: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class CreateFitResponse(_message.Message):
     __slots__ = ("operation",)

@@ -208,15 +208,19 @@ class ScoresRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[QuerySpec, _Mapping]] = ..., vectors: _Optional[_Union[VectorPart, _Mapping]] = ...) -> None: ...
 
 class ScoresResponse(_message.Message):
-    __slots__ = ("keys", "scores", "result_count", "damages", "fit")
+    __slots__ = ("keys", "scores", "result_count", "damages", "fit", "damping", "damping_unit")
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     RESULT_COUNT_FIELD_NUMBER: _ClassVar[int]
     DAMAGES_FIELD_NUMBER: _ClassVar[int]
     FIT_FIELD_NUMBER: _ClassVar[int]
+    DAMPING_FIELD_NUMBER: _ClassVar[int]
+    DAMPING_UNIT_FIELD_NUMBER: _ClassVar[int]
     keys: _types_pb2.KeyColumn
     scores: bytes
     result_count: int
     damages: _containers.RepeatedCompositeFieldContainer[Damage]
     fit: str
-    def __init__(self, keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scores: _Optional[bytes] = ..., result_count: _Optional[int] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ..., fit: _Optional[str] = ...) -> None: ...
+    damping: float
+    damping_unit: str
+    def __init__(self, keys: _Optional[_Union[_types_pb2.KeyColumn, _Mapping]] = ..., scores: _Optional[bytes] = ..., result_count: _Optional[int] = ..., damages: _Optional[_Iterable[_Union[Damage, _Mapping]]] = ..., fit: _Optional[str] = ..., damping: _Optional[float] = ..., damping_unit: _Optional[str] = ...) -> None: ...

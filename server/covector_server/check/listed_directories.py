@@ -7,9 +7,9 @@ sizes of all. What is damaged is taken out by a repair: it was made from rows, a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from crc32c import crc32c
 
@@ -18,8 +18,37 @@ from covector_server.check.findings import Finding
 from covector_server.check.reading import ShortRead
 from covector_server.check.repairs import forget_derived
 from covector_server.metadata.catalog import Table, number
-from covector_server.metadata.records import CheckpointCounters, CheckpointRecord
+from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, Record
 from covector_server.storage.drafts import MANIFEST, directories_of
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def check_listed(
+    collection: CheckedCollection,
+    directory: str,
+    table: Table,
+    record_type: type[AnyRecord],
+    check: Callable[[bytes, AnyRecord], None],
+) -> None:
+    """Has every entry that the catalog lists of a collection checked, by its key and record, and explains what else
+    lies in ``directory``."""
+    context, state = collection.context, collection.state
+    if not state.is_whole:
+        context.claims.tree(directory)
+        return
+    context.claims.directory(directory)
+    for key, value in state.scan(table, number(collection.record.id)):
+        try:
+            record = record_type.decode(value)
+        except (ValueError, TypeError) as error:
+            message = f"table {table!r}, key {key.hex()}: the record cannot be read: {error}"
+            context.add(Finding(kind="catalog_entry", message=message, collection=collection.record.name))
+            continue
+        check(key, record)
+    found = context.data / directory
+    for path in found.iterdir() if found.is_dir() else ():
+        context.claims.explain(f"{directory}/{path.name}", f"it is of {table} and was replaced or never finished")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

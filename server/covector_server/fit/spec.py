@@ -26,11 +26,12 @@ BLOCK_BYTES = 64 << 20  # of rows and files on their way, about
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FitSpec:
     """What is asked. ``checkpoints``: names, none for the only one; ``tasks``: float32[checkpoints, m, dim], gradients
-    of the query task at each, or None. The rest as in ``plan_fit``, None for its own choice."""
+    of the query task at each, or None; ``damping``: one, or candidates that rows held out choose among. The rest as in
+    ``plan_fit``, None for its own choice."""
 
     method: str
     checkpoints: Sequence[str] = ()
-    damping: float | None = None
+    damping: float | Sequence[float] | None = None
     rank: int | None = None
     by_layer: bool | None = None
     unit_rows: bool = False
@@ -43,7 +44,7 @@ class FitSpec:
         return {
             "method": self.method,
             "checkpoints": sorted(checkpoints),
-            "damping": self.damping,
+            "damping": list(self.damping) if isinstance(self.damping, Sequence) else self.damping,
             "rank": self.rank,
             "by_layer": self.by_layer,
             "unit_rows": self.unit_rows,
@@ -92,6 +93,7 @@ def plan_part(
         space,
         checkpoint.row_count,
         damping=spec.damping,
+        holds_out=isinstance(spec.damping, Sequence),
         rank=spec.rank,
         by_layer=spec.by_layer,
         unit_rows=spec.unit_rows,
@@ -119,6 +121,6 @@ def has_row_weights(fit: CheckpointFit) -> bool:
 
 def can_fold(plan: FitPlan) -> bool:
     """Whether rows that come later can be added to what was learnt, with the result of learning from all of them: where
-    all that is kept is a sum over rows. The directions of a low-rank fit, and DataInf's damping, follow from all
-    rows."""
-    return len(plan.stages) == 1
+    all that is kept is a sum over rows. The directions of a low-rank fit, and DataInf's damping, follow from all rows;
+    and single rows, such as those held out, are not kept once a fit is finished."""
+    return len(plan.stages) == 1 and not plan.holds_out

@@ -14,11 +14,11 @@ from covector_server.storage.view import RowIds
 
 def postings_eraser(store: Store, exclusive: Exclusive) -> Eraser:
     """Takes files of postings with deleted rows out of a collection; until new ones are built, their rows are filtered
-    one by one."""
+    one by one. It waits for snapshots under way, which name them."""
 
     def erase(collection: StoredCollection, gone: RowIds, check: Check) -> None:
-        check()
-        collection.postings.remove(exclusive(lambda: _forget(store, collection, gone)))
+        with store.pins.replacing(check):
+            collection.postings.remove(exclusive(lambda: _forget(store, collection, gone)))
 
     return erase
 

@@ -193,7 +193,7 @@ class FitBuild:
                 work.position = 0
                 record = self._saved_if_due(record, work)
                 record = self._pass(record, work)
-        fit = work.job.finish()
+        fit = work.job.finish(self._chosen_damping(record, work))
         factors = self._factors(fit, work) if has_row_weights(fit) else None
         with fit_draft(self._place.collection_directory, record.method, self._place.disk) as draft:
             stored = write_fit_files(draft, {"fit": fit.facts}, part_arrays(fit, factors, work.job), self._check)
@@ -204,6 +204,11 @@ class FitBuild:
             self._advance(record, draft)
         self._place.disk.step("fit.part_listed")
         return record
+
+    def _chosen_damping(self, record: FitRecord, work: _Work) -> float | None:
+        """What was chosen at a checkpoint before this one, which is taken at all; None for the job's own choice."""
+        others = [one for one in self._views if one.id != work.view.id and _part_of(record, one)]
+        return record.damping if work.job.plan.holds_out and others else None
 
     def _pass(self, record: FitRecord, work: _Work) -> FitRecord:
         for position, tile in live_blocks(work.view, work.position, work.row_count, work.dead):
@@ -295,6 +300,7 @@ def _with_part(record: FitRecord, work: _Work, fit: CheckpointFit, stored: Files
         state_checkpoint_id=0,
         damping=fit.damping,
         damping_unit=fit.plan.method.damping_unit,
+        damping_scores=[list(one) for one in fit.damping_scores] or record.damping_scores,
         rank=fit.plan.rank,
         notes=list(dict.fromkeys([*record.notes, *fit.plan.notes])),
     )
@@ -310,6 +316,7 @@ def summary(record: FitRecord, is_new: bool) -> dict[str, Any]:
         "rows": sum(part.learnt_count for part in record.covered),
         "damping": record.damping,
         "damping_unit": record.damping_unit,
+        "damping_scores": record.damping_scores,
         "rank": record.rank,
         "notes": record.notes,
         "size_bytes": record.size_bytes,

@@ -6,15 +6,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from covector.attribution.held_out import CANDIDATES, HELD_OUT
 from covector.attribution.methods import method_names
-from covector.errors import Conflict, Corrupt, CovectorError
+from covector.errors import Conflict, Corrupt, CovectorError, InvalidInput
 from covector.types import Space
 from covector_server.fit.spec import FitSpec
 from covector_server.jobs.fit_building import ATTEMPTS, FitBuild, FitPlace, plan_facts, plans_of, summary
@@ -137,8 +138,9 @@ def _run(fits: OfflineFits, given: argparse.Namespace, report: Report) -> Any:
     spec = FitSpec(
         method=given.what,
         checkpoints=given.checkpoint or (),
-        damping=given.damping,
+        damping=_damping(given.damping),
         rank=given.rank,
+        by_layer=given.by_layer,
         unit_rows=given.unit_rows,
         tasks=None if given.task_gradients is None else _tasks(given.task_gradients),
     )
@@ -149,6 +151,19 @@ def _tasks(path: Path) -> Any:
     """Gradients of the query task: a .npy of float[m, dim] or float[checkpoints, m, dim]."""
     found = np.load(path, allow_pickle=False).astype(np.float32)
     return found[None] if found.ndim == 2 else found
+
+
+def _damping(given: Sequence[str] | None) -> float | Sequence[float] | None:
+    """What ``--damping`` says: one, candidates, or None. Raises InvalidInput."""
+    if not given:
+        return None
+    if list(given) == [HELD_OUT]:
+        return CANDIDATES
+    try:
+        values = [float(one) for one in given]
+    except ValueError:
+        raise InvalidInput(f"--damping is a number or {HELD_OUT}, not {' '.join(given)!r}", field="damping") from None
+    return values if len(values) > 1 else values[0]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,8 +177,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("what", nargs="?", metavar="METHOD|ID", help=f"{', '.join(method_names())}; or a fit to drop")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the store is")
     parser.add_argument("--checkpoint", action="append", metavar="NAME", help="may be given several times")
-    parser.add_argument("--damping", type=float, metavar="X")
+    parser.add_argument("--damping", action="append", metavar="X")
     parser.add_argument("--rank", type=int, metavar="N")
+    layers = parser.add_mutually_exclusive_group()
+    layers.add_argument("--by-layer", action="store_true", default=None)
+    layers.add_argument("--one-layer", action="store_false", dest="by_layer")
     parser.add_argument("--unit-rows", action="store_true")
     parser.add_argument("--task-gradients", type=Path, metavar="FILE")
     parser.add_argument("--memory-mib", type=int, metavar="MIB")

@@ -227,9 +227,10 @@ class FitRecord(Record):
     """A fit of a collection, or one on its way.
 
     ``parameters``: what was asked for, as JSON values; the same again is the same fit. ``parts``: fields of
-    ``FitPart``, one for each checkpoint that is done. ``damping`` in units of ``damping_unit``; ``rank``: None for a
-    dense fit; ``notes``: what a user should know of the choices made. A fit that is not finished has the files of its
-    ``state``, None before the first: where the checkpoint of id ``state_checkpoint_id`` stands.
+    ``FitPart``, one for each checkpoint that is done. ``damping`` in units of ``damping_unit``; ``damping_scores``:
+    (candidate, what the rows held out said of it), empty if they did not choose; ``rank``: None for a dense fit;
+    ``notes``: what a user should know of the choices made. A fit that is not finished has the files of its ``state``,
+    None before the first: where the checkpoint of id ``state_checkpoint_id`` stands.
     """
 
     id: str
@@ -241,6 +242,7 @@ class FitRecord(Record):
     state_checkpoint_id: int = 0
     damping: float = 0.0
     damping_unit: str = ""
+    damping_scores: list[list[float]] = field(default_factory=list)
     rank: int | None = None
     notes: list[str] = field(default_factory=list)
     started_at_s: float = 0.0

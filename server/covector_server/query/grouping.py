@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from covector_server.kernels.topk import Scored
 from covector_server.metadata.fields import Value
 from covector_server.query.field_codes import FieldCodes
 from covector_server.query.question import Ends
-from covector_server.query.scan import Scan, blocks_by_arrival
+from covector_server.query.scan import Scan, scan_each
 from covector_server.query.topk import Selection
 from covector_server.storage.damage import Damage
 from covector_server.storage.view import CollectionView
@@ -70,13 +71,19 @@ def select_groups(
     unnamed: list[Damage] = []
     note = None if scan.on_damage is None else unnamed.append
     rows: dict[int, _Rows] = {}
+    adding = threading.Lock()
+
+    def add(block: Scored) -> None:
+        parts = list(_parts(scan, block, coded, lost))
+        with adding:
+            for code, part, counted in parts:
+                if code not in rows:
+                    selection = Selection(scan, k, lambda row_ids: view.keys_of(row_ids, note), lost)
+                    rows[code] = _Rows(selection, 0, np.zeros(scan.plan.result_count))
+                rows[code].add(part, counted)
+
     started = time.perf_counter()
-    for block in blocks_by_arrival(scan):
-        for code, part, counted in _parts(scan, block, coded, lost):
-            if code not in rows:
-                selection = Selection(scan, k, lambda row_ids: view.keys_of(row_ids, note), lost)
-                rows[code] = _Rows(selection, 0, np.zeros(scan.plan.result_count))
-            rows[code].add(part, counted)
+    scan_each(scan, add)
     scanned = time.perf_counter()
     ends = {code: found.selection.ends() for code, found in rows.items()}
     groups = tuple(_ordered(rows, ends, coded, result) for result in range(scan.plan.result_count))

@@ -47,9 +47,10 @@ class Omissions:
             self._row_counts[place] = self._row_counts.get(place, 0) + damage.row_count
 
     def take(self) -> tuple[Damage, ...]:
-        """What was left out since this was last asked."""
+        """What was left out since this was last asked, by place; what stands for the others last."""
         taken, self._row_counts = self._row_counts, {}
-        return tuple(Damage(*place, row_count) for place, row_count in taken.items())
+        places = sorted(taken, key=lambda place: (place[1] == OTHERS, place))
+        return tuple(Damage(*place, taken[place]) for place in places)
 
 
 def rows_with_keys(view: CollectionView, mask: Mask | None, omissions: Omissions, cancelled: Cancelled) -> Mask:

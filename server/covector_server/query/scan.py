@@ -7,7 +7,8 @@ few rows pass is answered by reading those alone, one that many pass by leaving 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +23,7 @@ from covector_server.query.workers import Workers
 from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.view import Positions, RowIds, Strip, StripSource
 
-STRIP_BYTES: Final = 16 << 20  # of float16 rows in a strip, at most
+STRIP_BYTES: Final = 64 << 20  # of float16 rows in a strip, at most
 STRIP_BYTES_MIN: Final = 1 << 20
 STRIPS_A_THREAD: Final = 4  # at the least, so that none has much more to do than another
 STRIP_ROWS_BYTES: Final = 64 << 20  # of what is made of rows beside scores, at 64 bytes a row
@@ -33,6 +34,7 @@ FEW: Final = 1 / 16  # share of the rows below which those that pass a filter ar
 EXACT_ELEMENTS: Final = 4 << 20  # of float16 rows scored exactly at once
 
 Mask = npt.NDArray[np.bool_]
+Take = Callable[[Scored], None]
 
 
 def strip_row_count(dim: int, group_count: int, row_count: int, thread_count: int) -> int:
@@ -56,14 +58,14 @@ class Scan:
     workers: Workers | None = None
 
 
-def blocks_by_arrival(scan: Scan) -> Iterator[Scored]:
-    """Scores by group, in no order that means anything."""
+def scan_each(scan: Scan, take: Take) -> None:
+    """Gives ``take`` the scores by group, in no order that means anything, from any thread and several at a time."""
     if len(scan.plan.terms) > 1:
-        yield from blocks_by_row_id(scan)
+        for block in blocks_by_row_id(scan):
+            take(block)
         return
     (term,) = scan.plan.terms
-    few = _few(scan)
-    yield from _scored_strips(scan, term, few)
+    _score_strips(scan, term, _few(scan), take)
 
 
 def blocks_by_row_id(scan: Scan) -> Iterator[Scored]:
@@ -133,7 +135,7 @@ def _few(scan: Scan) -> RowIds | None:
     return np.flatnonzero(scan.mask)
 
 
-def _scored_strips(scan: Scan, term: Term, within: range | RowIds | None) -> Iterator[Scored]:
+def _score_strips(scan: Scan, term: Term, within: range | RowIds | None, take: Take) -> None:
     """The scores of a checkpoint's rows; ``within``: a range of row ids, or the only row ids that count."""
     thread_count = 1 if scan.workers is None else scan.workers.count
     row_count = len(within) if isinstance(within, np.ndarray) else term.view.row_count
@@ -143,18 +145,23 @@ def _scored_strips(scan: Scan, term: Term, within: range | RowIds | None) -> Ite
     else:
         row_id_range = None if within is None or len(within) == scan.row_id_count else (within.start, within.stop)
         sources, mask = term.view.strips(rows_max, row_id_range), scan.mask
+    telling = threading.Lock()
 
-    def work(source: StripSource) -> tuple[Scored | None, list[Damage]]:
+    def work(source: StripSource) -> None:
         check_cancelled(scan.cancelled)
-        return _scored(term, source, mask, omitting=scan.on_damage is not None)
-
-    results = map(work, sources) if scan.workers is None else scan.workers.map(work, sources)
-    for scored, damages in results:
-        for damage in damages:
-            assert scan.on_damage is not None
-            scan.on_damage(damage)
+        scored, damages = _scored(term, source, mask, omitting=scan.on_damage is not None)
+        with telling:
+            for damage in damages:
+                assert scan.on_damage is not None
+                scan.on_damage(damage)
         if scored is not None:
-            yield scored
+            take(scored)
+
+    if scan.workers is not None:
+        scan.workers.each(work, sources)
+        return
+    for source in sources:
+        work(source)
 
 
 def _scored(
@@ -175,14 +182,16 @@ def _block_of(scan: Scan, within: range | RowIds) -> Scored:
     total = np.zeros((plan.group_count, len(within)))
     error = np.zeros_like(total)
     seen = np.zeros(len(within), dtype=np.int32)
+
+    def add(scored: Scored) -> None:
+        """No two strips of a checkpoint have a row in common, so threads never meet."""
+        row_ids = scored.row_ids
+        places = row_ids - within.start if isinstance(within, range) else np.searchsorted(within, row_ids)
+        accumulate(scored, places, total, error)
+        seen[places] += 1
+
     for term in plan.terms:
-        for scored in _scored_strips(scan, term, within):
-            if isinstance(within, range):
-                places = scored.row_ids - within.start
-            else:
-                places = np.searchsorted(within, scored.row_ids)
-            accumulate(scored, places, total, error)
-            seen[places] += 1
+        _score_strips(scan, term, within, add)
     every = np.arange(within.start, within.stop) if isinstance(within, range) else within
     kept = _complete(scan, seen, every)
     if len(kept) == len(every):

@@ -31,15 +31,16 @@ from covector_server.query.cancellation import Cancelled, check_cancelled, never
 from covector_server.query.engine import plan_top_k, stages_of, top_k, top_k_by_index
 from covector_server.query.planner import Plan, Term
 from covector_server.query.question import Question, TopKAnswer
-from covector_server.query.scan import Scan, blocks_by_arrival
+from covector_server.query.scan import Scan, scan_each
 from covector_server.query.topk import Selection
 from covector_server.query.workers import Workers
 from covector_server.storage.view import CollectionView
 
 SHARED_VECTORS: Final = 128  # of all queries that scan together; a query of more scans alone
-LINGER_SHARE: Final = 0.1  # of the last scan's time that a leader waits for as many as it had
-LINGER_S_MAX: Final = 0.01
-LOOK_S: Final = 0.02  # how often one that waits looks whether it is still wanted
+LINGER_SHARE: Final = 0.25  # of the last scan's time that a leader waits for company, at most
+LINGER_S_MAX: Final = 0.05
+GAP_SHARE: Final = 0.4  # of that time after which it waits no longer if nobody came
+LOOK_S: Final = 0.1  # how often one that waits looks whether it is still wanted
 
 OpenView: TypeAlias = Callable[[str], AbstractContextManager[CollectionView]]
 Answered = tuple[CollectionView, TopKAnswer]
@@ -64,11 +65,12 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Line:
-    """The queries that may scan together."""
+    """The queries that may scan together. ``expected_count``: those that the last scan answered and those that waited
+    when it ended; ``last_s``: how long it took."""
 
     waiting: deque[_Waiting] = field(default_factory=deque)
     is_led: bool = False
-    last_count: int = 1
+    expected_count: int = 1
     last_s: float = 0.0
 
     def appoint(self) -> None:
@@ -77,6 +79,10 @@ class _Line:
         if self.waiting:
             self.waiting[0].leads = True
             self.waiting[0].woken.set()
+
+
+def _is_longer(line: _Line, count: int) -> bool:
+    return len(line.waiting) > count
 
 
 class _Lease:
@@ -214,13 +220,10 @@ class SharedScans:
                 one.woken.set()
 
     def _take(self, key: _Key) -> list[_Waiting]:
-        """The leader and as many of those behind it as may come. Where more came the last time, they are given a
-        moment: clients that were answered together ask together."""
+        """The leader and as many of those behind it as may come."""
         with self._changing:
             line = self._lines[key]
-            if line.last_count > 1:
-                patience_s = min(LINGER_S_MAX, LINGER_SHARE * line.last_s)
-                self._changing.wait_for(lambda: len(line.waiting) >= line.last_count, patience_s)
+            self._linger(line)
             taken = [line.waiting.popleft()]
             left = SHARED_VECTORS - _vector_count(taken[0].question)
             while line.waiting and _vector_count(line.waiting[0].question) <= left:
@@ -228,11 +231,22 @@ class SharedScans:
                 left -= _vector_count(taken[-1].question)
             return taken
 
+    def _linger(self, line: _Line) -> None:
+        """Gives half of those who are expected a moment to come, while they keep coming: clients that were answered
+        together ask together, and a scan for several takes little longer than one for the first. The other half is
+        answered and asks again meanwhile."""
+        patience_s = min(LINGER_S_MAX, LINGER_SHARE * line.last_s)
+        end_s = time.monotonic() + patience_s
+        while 2 * (count := len(line.waiting)) < line.expected_count:
+            left_s = min(GAP_SHARE * patience_s, end_s - time.monotonic())
+            if left_s <= 0 or not self._changing.wait_for(partial(_is_longer, line, count), left_s):
+                return
+
     def _hand_over(self, key: _Key, taken_count: int, scan_s: float) -> None:
         """To the next in line. Of the lines that nobody stands in, the last one is remembered."""
         with self._changing:
             line = self._lines[key]
-            line.last_count, line.last_s = taken_count, scan_s
+            line.expected_count, line.last_s = taken_count + len(line.waiting), scan_s
             line.appoint()
             for idle in [other for other, line in self._lines.items() if other != key and not line.is_led]:
                 del self._lines[idle]
@@ -260,13 +274,15 @@ class SharedScans:
             plan=_together([member.scan.plan for member in members]),
             cancelled=lambda: not any(member.is_wanted() for member in members),
         )
-        started = time.perf_counter()
-        for block in blocks_by_arrival(everyone):
-            first = 0
-            for member in members:
-                part = slice(first, first + member.scan.plan.group_count)
-                first = part.stop
+        stops = np.cumsum([member.scan.plan.group_count for member in members]).tolist()
+        parts = [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+        def offer(block: Scored) -> None:
+            for member, part in zip(members, parts, strict=True):
                 member.offer(block, part)
+
+        started = time.perf_counter()
+        scan_each(everyone, offer)
         scan_s = time.perf_counter() - started
         for member in members:
             member.one.finish = partial(member.answer, view, scan_s)

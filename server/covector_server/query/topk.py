@@ -9,6 +9,7 @@ costs a bounded number of look-ups.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -73,7 +74,7 @@ class Ranking:
 
 
 class Selection:
-    """Both ends of every result of a scan's plan, fed block by block.
+    """Both ends of every result of a scan's plan, fed block by block from any thread.
 
     ``lost``: ids of rows that were found damaged after they were scanned, by this selection or one before it; those of
     the latter are left out. If it has grown, the ends lack rows that gave way to lost ones: scan again.
@@ -86,16 +87,18 @@ class Selection:
         self._plan = scan.plan
         self._keys_of = keys_of
         self._pools = Pools(scan.plan.result_count, k)
+        self._offering = threading.Lock()
         self._lost: set[int] = set() if lost is None else lost
         self._left_out = np.array(sorted(self._lost), dtype=np.int64)
 
     def offer(self, block: Scored) -> None:
         """Takes from a block, of scores by group, what may belong to an end."""
-        self.scanned_count += len(block.row_ids)
         scored = self._reduced(block)
-        self._pools.begin()
-        while full := self._pools.offer(scored):
-            self._rescore(full)
+        with self._offering:
+            self.scanned_count += len(block.row_ids)
+            self._pools.begin()
+            while full := self._pools.offer(scored):
+                self._rescore(full)
 
     def ends(self) -> tuple[Ends, ...]:
         """The ends of each result."""

@@ -44,6 +44,7 @@ class FitsServicer(fits_pb2_grpc.FitsServiceServicer):
         asked = first.spec
         self._limits.check("id_bytes", len(asked.request_id.encode()), "bytes of the request's id")
         self._limits.check("checkpoints", len(asked.checkpoints), "checkpoints of a fit")
+        self._limits.check("damping_candidates", len(asked.damping_candidates), "damping_candidates")
         tasks = await self._receive(asked, messages)
         record = await asyncio.to_thread(self._fitter.start, asked.collection, spec_of(asked, tasks), asked.request_id)
         return pb.CreateFitResponse(operation=operation_to_message(record))
@@ -103,7 +104,7 @@ def spec_of(message: pb.FitSpec, tasks: npt.NDArray[np.float32] | None) -> FitSp
     return FitSpec(
         method=message.method,
         checkpoints=list(message.checkpoints),
-        damping=message.damping if message.HasField("damping") else None,
+        damping=_damping_of(message),
         rank=message.rank or None,
         by_layer=message.by_layer if message.HasField("by_layer") else None,
         unit_rows=message.unit_rows,
@@ -111,6 +112,13 @@ def spec_of(message: pb.FitSpec, tasks: npt.NDArray[np.float32] | None) -> FitSp
         task_share=message.task_share or None,
         tasks=tasks,
     )
+
+
+def _damping_of(message: pb.FitSpec) -> float | list[float] | None:
+    candidates = list(message.damping_candidates)
+    if candidates and message.HasField("damping"):
+        raise InvalidInput("damping and damping_candidates are both given; give one of them", field="damping")
+    return candidates or (message.damping if message.HasField("damping") else None)
 
 
 def fit_to_message(status: FitStatus) -> pb.Fit:
@@ -123,6 +131,7 @@ def fit_to_message(status: FitStatus) -> pb.Fit:
         finished=record.is_finished,
         damping=record.damping,
         damping_unit=record.damping_unit,
+        damping_scores=[pb.DampingScore(damping=damping, score=score) for damping, score in record.damping_scores],
         rank=record.rank or 0,
         notes=record.notes,
         row_count=sum(part.learnt_count for part in record.covered),

@@ -23,6 +23,7 @@ from covector_server.fit.cache import FitCache
 from covector_server.index.cache import IndexCache
 from covector_server.limits import Limits
 from covector_server.metadata.fields import canonical
+from covector_server.metadata.records import FitRecord
 from covector_server.query.cancellation import Cancelled
 from covector_server.query.engine import grouped, scores, self_influence
 from covector_server.query.filter import parse_where
@@ -32,7 +33,6 @@ from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_detai
 from covector_server.query.question import (
     CheckpointChoice,
     Damaged,
-    End,
     Ends,
     Missing,
     Question,
@@ -193,17 +193,18 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             question = self._question(view, spec, vectors, cancelled)
             ask = self_influence if spec.self_influence else partial(scores, workers=self._workers)
             stream = ask(view, question, limits=self._limits, cancelled=cancelled)
-            row_count, fit = 0, "" if question.fit is None else question.fit.record.id
+            row_count, fit = 0, None if question.fit is None else question.fit.record
             for block in stream.blocks:
                 for message in _score_messages(view, block, stream.omissions):
-                    message.fit, fit = fit, ""
+                    _name_fit(message, fit)
+                    fit = None
                     yield message
                 row_count += len(block.row_ids)
             damages = _taken(stream.omissions)
             if damages or not row_count:  # the client still learns how many results there are
-                yield pb.ScoresResponse(
-                    keys=_key_column([]), result_count=stream.result_count, damages=damages, fit=fit
-                )
+                last = pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count, damages=damages)
+                _name_fit(last, fit)
+                yield last
 
     def _top_k_question(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Question:
         """The question, before the view is taken that it is answered in."""
@@ -283,13 +284,13 @@ def _hit_messages(
 ) -> Iterator[pb.ResultHits]:
     """The hits of a result, in messages of about MESSAGE_BYTES; at least one."""
     message, size_bytes = pb.ResultHits(result_index=index), 0
-    for end, field in ((ends.proponents, "proponents"), (ends.opponents, "opponents")):
-        for hit in _hits(view, end, keys_only, on_damage):
-            if size_bytes >= MESSAGE_BYTES:
-                yield message
-                message, size_bytes = pb.ResultHits(result_index=index), 0
-            getattr(message, field).append(hit)
-            size_bytes += hit.ByteSize()
+    for place, hit in enumerate(_hits(view, ends, keys_only, on_damage)):
+        if size_bytes >= MESSAGE_BYTES:
+            yield message
+            message, size_bytes = pb.ResultHits(result_index=index), 0
+        field = message.proponents if place < len(ends.proponents.keys) else message.opponents
+        field.append(hit)
+        size_bytes += hit.ByteSize()
     yield message
 
 
@@ -304,15 +305,18 @@ def _group_message(group: Group, hits: pb.ResultHits) -> pb.GroupHits:
     )
 
 
-def _hits(view: CollectionView, end: End, keys_only: bool, on_damage: OnDamage | None) -> Iterator[pb.Hit]:
-    leaving = to_float32(end.scores).tolist()
+def _hits(view: CollectionView, ends: Ends, keys_only: bool, on_damage: OnDamage | None) -> Iterator[pb.Hit]:
+    """The proponents, then the opponents."""
+    keys = [*ends.proponents.keys, *ends.opponents.keys]
+    leaving = to_float32(np.concatenate([ends.proponents.scores, ends.opponents.scores])).tolist()
     if keys_only:
-        yield from (pb.Hit(key=key, score=score) for key, score in zip(end.keys, leaving, strict=True))
+        yield from (pb.Hit(key=key, score=score) for key, score in zip(keys, leaving, strict=True))
         return
-    for start in range(0, len(end.keys), DETAIL_ROWS):
+    row_ids = np.concatenate([ends.proponents.row_ids, ends.opponents.row_ids])
+    for start in range(0, len(keys), DETAIL_ROWS):
         stop = start + DETAIL_ROWS
-        rows = view.details_of(end.row_ids[start:stop], on_damage)
-        for key, row, score in zip(end.keys[start:stop], rows, leaving[start:stop], strict=True):
+        rows = view.details_of(row_ids[start:stop], on_damage)
+        for key, row, score in zip(keys[start:stop], rows, leaving[start:stop], strict=True):
             metadata_json = "" if row.metadata is None else canonical(row.metadata).decode()
             yield pb.Hit(key=key, score=score, text=row.text, metadata_json=metadata_json)
 
@@ -328,6 +332,11 @@ def _score_messages(
             yield pb.ScoresResponse(
                 keys=_key_column(keys[run]), scores=data, result_count=result_count, damages=_taken(omissions)
             )
+
+
+def _name_fit(message: pb.ScoresResponse, fit: FitRecord | None) -> None:
+    if fit is not None:
+        message.fit, message.damping, message.damping_unit = fit.id, fit.damping, fit.damping_unit
 
 
 def _taken(omissions: Omissions | None) -> list[pb.Damage]:

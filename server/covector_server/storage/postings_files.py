@@ -129,8 +129,9 @@ class PostingsFiles:
         self._put(listed)
 
     def next_number(self) -> int:
-        """A number that no listed file has."""
-        return max((file.number for file in self.files), default=0) + 1
+        """A number that no file has: neither a listed one nor one that a snapshot still keeps from being removed."""
+        on_disk = (int(path.name.split(".")[0]) for path in self._directory.glob("*.postings*"))
+        return max([0, *(file.number for file in self.files), *on_disk]) + 1
 
     def write(self, file_number: int, data: bytes, is_complete: bool) -> PostingsRecord:
         """Writes postings to a file, durably. It is not listed yet. Raises Corrupt if ``data`` does not decode."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from covector_server.storage.row_log import NEW, SUPPLEMENT
 from covector_server.storage.view import RowIds
 
 _SCANNED = 512  # records read in one transaction
+_decoded = lru_cache(maxsize=8192)(BlockRecord.decode)  # the keys of hits are looked up in the same blocks again
 
 
 def _where_it_is(record: BlockRecord) -> BlockRecord:
@@ -33,17 +35,20 @@ class RowBlocks:
     pending: Sequence[BlockRecord] = ()
     place_of: Callable[[BlockRecord], BlockRecord] = _where_it_is
 
-    def holding(self, row_ids: RowIds) -> Iterator[tuple[BlockRecord, RowIds]]:
+    def holding(self, row_ids: RowIds) -> list[tuple[BlockRecord, RowIds]]:
         """The blocks that hold rows, each with the places in ``row_ids`` of its rows. Raises Corrupt for a row that no
         block holds."""
         order = np.argsort(row_ids, kind="stable")
         ordered = row_ids[order]
-        start = 0
-        while start < len(ordered):
-            record = self._holding(int(ordered[start]))
-            stop = int(np.searchsorted(ordered, record.last, side="right"))
-            yield record, order[start:stop]
-            start = stop
+        found: list[tuple[BlockRecord, RowIds]] = []
+        with self.catalog.read() as reader:
+            start = 0
+            while start < len(ordered):
+                record = self._holding(reader, int(ordered[start]))
+                stop = int(np.searchsorted(ordered, record.last, side="right"))
+                found.append((record, order[start:stop]))
+                start = stop
+        return found
 
     def between(self, start: int, stop: int) -> Iterator[BlockRecord]:
         """The committed blocks with rows in [start, stop), in order."""
@@ -63,14 +68,13 @@ class RowBlocks:
             yield from map(self.place_of, records)
             start = records[-1].last + 1
 
-    def _holding(self, row_id: int) -> BlockRecord:
+    def _holding(self, reader: Reader, row_id: int) -> BlockRecord:
         for pending in reversed(self.pending):
             if pending.first <= row_id <= pending.last:
                 return pending
-        with self.catalog.read() as reader:
-            prefix = number(self.collection_id, NEW)
-            found = reader.floor("row_blocks", number(self.collection_id, NEW, row_id), prefix)
-        record = None if found is None else BlockRecord.decode(found[1])
+        prefix = number(self.collection_id, NEW)
+        found = reader.floor("row_blocks", number(self.collection_id, NEW, row_id), prefix)
+        record = None if found is None else _decoded(found[1])
         if record is None or record.last < row_id:
             raise Corrupt(f"no block of the row log holds row id {row_id}; run covector fsck")
         return self.place_of(record)

@@ -96,7 +96,7 @@ class RowReader:
         is_run = first >= 0 and last - first + 1 == len(row_ids) and bool((np.diff(row_ids) == 1).all())
         if not is_run or self.supplements(first, last):
             return False
-        record, _ = next(self.blocks.holding(row_ids[:1]))
+        [(record, _)] = self.blocks.holding(row_ids[:1])
         return (record.first, record.last) == (first, last) and self.log.read(record).holds(texts, metadata)
 
     def _supplement_metadata(

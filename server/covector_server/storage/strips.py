@@ -88,7 +88,7 @@ class StoredStrip:
                 range(span.first, span.first + stop - start) if isinstance(places, slice) else span.first + places,
             ),
             scales=checkpoint.column("scales", start, stop)[places],
-            row_ids=checkpoint.column("row_ids", start, stop)[places].astype(np.int64),
+            row_ids=checkpoint.column("row_ids", start, stop)[places].view(np.int64),
             trak_q=checkpoint.column("trak_q", start, stop)[places],
         )
         return strip, span.bad
@@ -99,6 +99,8 @@ class StoredStrip:
             chosen = np.zeros(self.stop - self.start, dtype=bool)
             chosen[self.positions - self.start] = True
             return chosen
+        if self.row_id_range is None and not _any_dead(self.checkpoint.dead, self.start, self.stop):
+            return None
         live = live_mask(self.checkpoint.dead, self.start, self.stop)
         if self.row_id_range is not None:
             row_ids, (low, high) = self.checkpoint.column("row_ids", self.start, self.stop), self.row_id_range
@@ -110,6 +112,11 @@ class StoredStrip:
         if self.positions is None:
             return self.checkpoint.live_count(start, stop, self.row_id_range)
         return int(np.count_nonzero((self.positions >= start) & (self.positions < stop)))
+
+
+def _any_dead(dead: Positions, start: int, stop: int) -> bool:
+    low, high = np.searchsorted(dead, (start, stop))
+    return bool(high > low)
 
 
 def live_mask(dead: Positions, start: int, stop: int) -> npt.NDArray[np.bool_]:
