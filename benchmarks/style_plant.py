@@ -1,11 +1,11 @@
 """The hard plant: rows that teach a style, asked about in words that they do not have.
 
-    python -m benchmarks.style_plant --work DIR      # about five minutes on two cores
+    python -m benchmarks.style_plant --work DIR      # about ten minutes on two cores
 
 The demo's model learns the demo's real rows, and five rows that answer one kind of question in capitals. The question
 is of that kind, its answer is in capitals, and no content word of either is in a planted row; five decoys share such
 words and are written as usual. A search that goes by words finds the decoys. Which scorer, after one epoch, finds the
-rows that taught the style? Three such plants, each in a training of its own. Written are
+rows that taught the style? Three such plants, each in trainings of its own. Written are
 benchmarks/results/style_plant.{json,md}.
 """
 
@@ -41,7 +41,7 @@ from covector.types import Gradients
 Float64 = npt.NDArray[np.float64]
 Pair = tuple[str, str]
 RESULTS = Path(__file__).parent / "results" / "style_plant"
-SEEDS = (0,)  # of the order of the rows
+SEEDS = (0, 1)  # of the order of the rows
 
 
 @dataclass(frozen=True, slots=True)
