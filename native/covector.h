@@ -11,7 +11,7 @@
 #endif
 
 #define COVECTOR_API __attribute__((visibility("default")))
-#define COVECTOR_VERSION 4
+#define COVECTOR_VERSION 5
 
 COVECTOR_API int32_t covector_version(void);
 
@@ -111,5 +111,10 @@ COVECTOR_API size_t covector_slots_find(const uint64_t *slot_hashes, const int64
 /* codes.c. products[i]: of the first rank codes of row i, which begin stride bytes apart, with vector. */
 COVECTOR_API void covector_code_products(const int8_t *codes, size_t row_count, size_t rank, size_t stride,
                                          const float *vector, float *products);
+
+/* nibbles.c. products[i]: of the codes of row i, block_count blocks of 64 that begin stride bytes apart, with vector,
+   int8[block_count * 64], a block's integers worth steps[block]. No integer of the vector is -128. */
+COVECTOR_API void covector_nibble_products(const uint8_t *codes, size_t row_count, size_t block_count, size_t stride,
+                                           const int8_t *vector, const float *steps, float *products);
 
 #endif

@@ -13,7 +13,6 @@ from tests.index_rig import LIMITS, WAIT_S, IndexRig
 
 from covector.blocks import decode_key, encode_key
 from covector.types import Space
-from covector_server.fit.cache import FitCache
 from covector_server.fit.spec import FitSpec
 from covector_server.ingest.batch import WriterSpec
 from covector_server.jobs.fitting import FitStatus, Fitter
@@ -51,11 +50,12 @@ class FitRig(IndexRig):
 
     def open(self) -> None:
         super().open()
-        self.fit_cache = FitCache(LIMITS.fit_cache_bytes)
         limits = replace(LIMITS, fit_save_s=self.save_s)
-        self.fitter = Fitter(
-            self.store, self.committer, self.operations, limits, MEMORY_BYTES, forget=self.fit_cache.forget
-        )
+        self.fitter = Fitter(self.store, self.committer, self.operations, limits, MEMORY_BYTES, forget=self._forget)
+
+    def _forget(self, directory: Path) -> None:
+        self.cache.forget(directory)
+        self.fit_cache.forget(directory)
 
     def write(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 
 from covector.blocks import decode_key, encode_key, scale_rows
 from covector.types import Space
+from covector_server.fit.cache import FitCache
 from covector_server.index.cache import IndexCache
 from covector_server.index.contract import Spec
 from covector_server.ingest.batch import WriterSpec
@@ -96,7 +97,10 @@ class IndexRig:
         self.committer = Committer(self.store, LIMITS)
         self.operations = Operations(self.store, self.committer)
         self.cache = IndexCache(LIMITS.index_cache_bytes)
-        self.indexer = Indexer(self.store, self.committer, self.operations, LIMITS, forget=self.cache.forget)
+        self.fit_cache = FitCache(LIMITS.fit_cache_bytes)
+        self.indexer = Indexer(
+            self.store, self.committer, self.operations, LIMITS, fits=self.fit_cache, forget=self.cache.forget
+        )
 
     def close(self) -> None:
         self.operations.stop()

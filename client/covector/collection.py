@@ -227,16 +227,18 @@ class Collection:
         self,
         kind: str = "subspace",
         *,
-        scorer: str = "dot",
+        scorer: str | FitInfo = "dot",
         checkpoint: str | None = None,
         recall: float | None = None,
         **parameters: Any,
     ) -> Operation:
         """Starts to build an index, which queries then use by themselves where it costs less than exact search. It
-        takes the place of the index of its kind, checkpoint and scorers, which serves until then.
+        takes the place of the index of its kind, checkpoint, fit and scorers, which serves until then.
 
-        scorer: what its recall is measured for, on rows of the collection asked as queries. checkpoint: may be left out
-        if there is only one. recall: what it should reach, such as 0.99; the result's ``warning`` says if it does not.
+        scorer: what its recall is measured for, on rows of the collection asked as queries; for one that learns, such
+        as ``trak``, its newest fit or the fit that is given, whose queries alone it serves, and with which it goes.
+        checkpoint: may be left out if there is only one. A query of several checkpoints is answered by a ``subspace``
+        index of each. recall: what it should reach, such as 0.99; the result's ``warning`` says if it does not.
         kind: ``subspace``, ``scann`` or ``annoy``; the last two need their library where the store is (extras of these
         names). parameters: of the kind, instead of its own choice: ``rank`` of the codes, ``trees`` of an ``annoy``.
         """
@@ -244,7 +246,7 @@ class Collection:
             collection=self._name,
             kind=kind,
             checkpoint="" if checkpoint is None else checked_checkpoint(checkpoint),
-            scorer=scorer,
+            scorer=scorer.id if isinstance(scorer, FitInfo) else scorer,
             recall=_checked_recall(recall),
             parameters_json=json.dumps(parameters) if parameters else "",
             request_id=str(uuid.uuid4()),
@@ -294,7 +296,7 @@ class Collection:
         return fitting.list_fits(self._connection, self._name)
 
     def drop_fit(self, id: str) -> None:  # noqa: A002 - what everybody calls it
-        """Drops a fit; rows are not touched. Raises NotFound."""
+        """Drops a fit, and the indexes built for it; rows are not touched. Raises NotFound."""
         request = fits_pb2.DropFitRequest(collection=self._name, id=id)
         self._connection.call(self._connection.fits.DropFit, request)
 

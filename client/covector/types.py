@@ -233,7 +233,8 @@ class QueryHits:
 class QueryResult:
     """The results of a query, one for each query (or group), and how they were found.
 
-    ``index``: the id of the index used, None for exact search; ``reason``: why that way, for people.
+    ``index``: the id of the index used, those of several checkpoints with a + between, None for exact search;
+    ``reason``: why that way, for people.
     ``fit``: the id of the fit used, None without one, and its ``damping`` in units of ``damping_unit``.
     ``damages``: what was left out under ``damaged="omit"``; with any, the answer is of the rows that are left.
     """

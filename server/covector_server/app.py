@@ -110,17 +110,22 @@ class Server:
         self._committer = Committer(self._store, config.limits, self._maintenance.seal, self._space.check)
         self._operations = Operations(self._store, self._committer, limits=config.limits)
         self._indexes = IndexCache(config.limits.index_cache_bytes)
-        self._indexer = Indexer(
-            self._store, self._committer, self._operations, config.limits, forget=self._indexes.forget
-        )
         self._fits = FitCache(config.limits.fit_cache_bytes)
+        self._indexer = Indexer(
+            self._store,
+            self._committer,
+            self._operations,
+            config.limits,
+            fits=self._fits,
+            forget=self._indexes.forget,
+        )
         self._fitter = Fitter(
             self._store,
             self._committer,
             self._operations,
             config.limits,
             config.fit_memory_bytes,
-            forget=self._fits.forget,
+            forget=self._forget,
         )
         self._compactor = Compactor(
             self._store,

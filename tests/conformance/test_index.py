@@ -1,6 +1,7 @@
 """What every kind of index promises. A backend joins by a line in ``CASES``: its name, a scorer, the recall expected.
 
-The judge is plain numpy over decoded rows.
+The judge is plain numpy over decoded rows. ``influence`` stands for all scorers with a map A: it is learnt here, from
+other rows of the same kind, or, where dim is large, at low rank from those that are indexed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ import numpy as np
 import pytest
 from tests.index_rig import ArrayCheckpoint, decaying
 
-from covector.attribution.scoring import scorer_named
+from covector.attribution.learning import FitJob
+from covector.attribution.planning import plan_fit
+from covector.attribution.preconditioner import Identity, Preconditioner
+from covector.attribution.rows import ArrayBlock
+from covector.attribution.scoring import Scorer, scorer_named, scorer_names, split_scale
 from covector.errors import Corrupt, CovectorError, InvalidInput
+from covector.types import Space
 from covector_server.index.contract import Backend, Built, Candidates, Changes, Index, Search, Spec
 from covector_server.index.kinds import backend_of, kinds
 from covector_server.index.source import CheckpointRows, CheckpointSource, memory_bytes
@@ -26,6 +32,7 @@ from covector_server.storage.disk import Disk
 from covector_server.storage.index_files import drafting, open_files
 
 DIM, ROW_COUNT = 96, 6_000
+DENSE_DIM_MAX = 1_000
 NONE = np.empty(0, dtype=np.int64)
 
 
@@ -42,15 +49,36 @@ class Case:
 CASES = [
     Case("subspace", "dot", 0.98),
     Case("subspace", "cosine", 0.98),
+    Case("subspace", "influence", 0.97),
     Case("scann", "dot", 0.95),
     Case("scann", "cosine", 0.95),
+    Case("scann", "influence", 0.93),
     Case("annoy", "dot", 0.95),
     Case("annoy", "cosine", 0.95),
+    Case("annoy", "influence", 0.93),
 ]
 
 
 class Stopped(Exception):
     """What a caller raises to stop."""
+
+
+def rule_of(case: Case, checkpoint: Any) -> tuple[Scorer, Preconditioner]:
+    """The scorer of a case and its A."""
+    if case.scorer in scorer_names():
+        return scorer_named(case.scorer), Identity()
+    dim = checkpoint.rows.shape[1]
+    if dim > DENSE_DIM_MAX:
+        rows, scales, rank = checkpoint.rows, checkpoint.scales, 32
+    else:
+        rows, scales, rank = *split_scale(decaying(2_000, dim, seed=9).astype(np.float64)), None
+    job = FitJob(plan_fit(case.scorer, Space(dim=dim), len(rows), rank=rank))
+    while True:
+        job.update(ArrayBlock(rows, scales, np.full(len(rows), np.nan)))
+        if not job.end_pass():
+            break
+    fit = job.finish()
+    return fit.scorer(), fit.preconditioner
 
 
 def no_check() -> None:
@@ -72,11 +100,12 @@ class Made:
 
 def make(case: Case, checkpoint: Any, root: Path, report: Callable[[int, int], None], **given: Any) -> Made:
     backend = backend_of(case.kind)
-    spec = Spec(kind=case.kind, scorer=case.scorer, **given)
+    spec = Spec(kind=case.kind, scorer=case.scorer, fit="" if case.scorer in scorer_names() else "a-fit", **given)
     dim = checkpoint.rows.shape[1]
     backend.check(spec, dim)
+    scorer, preconditioner = rule_of(case, checkpoint)
     with drafting(root, case.kind, Disk()) as draft:
-        built = backend.build(CheckpointSource(checkpoint, dim, scorer_named(case.scorer), report), spec, draft)
+        built = backend.build(CheckpointSource(checkpoint, dim, scorer, report, preconditioner), spec, draft)
         files, checksum = draft.add_manifest(case.kind, built.parameters)
     record = IndexRecord("x", case.kind, draft.directory.name, [], files=files, checksum=checksum)
     return Made(backend, draft.directory, record, built)
@@ -104,22 +133,24 @@ def made(case: Case, checkpoint: ArrayCheckpoint, tmp_path_factory: pytest.TempP
     return make(case, checkpoint, tmp_path_factory.mktemp(case.kind), never)
 
 
-def queries() -> np.ndarray:
-    """float32[12, DIM], at unit RMS; the last is zero."""
-    rows = decaying(12, DIM, seed=4)
+def queries(preconditioner: Preconditioner = Identity()) -> np.ndarray:  # noqa: B008 - it never changes
+    """float32[12, DIM], at unit RMS, after a map; the last is zero."""
+    rows = preconditioner.apply(decaying(12, DIM, seed=4).astype(np.float64))
     rows /= np.sqrt((rows**2).mean(axis=1, keepdims=True))
     rows[-1] = 0
-    return rows
+    return rows.astype(np.float32)
 
 
 def ask(
     made: Made, case: Case, checkpoint: ArrayCheckpoint, count: int, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, Candidates]:
     """The exact scores of the live rows, NaN for the others, float64[12, rows], and the candidates."""
-    rows = CheckpointRows(checkpoint, scorer_named(case.scorer), DIM, mask)  # type: ignore[arg-type]
-    found = made.open().candidates(Search(queries(), count, rows, no_check))
+    scorer, preconditioner = rule_of(case, checkpoint)
+    rows = CheckpointRows(checkpoint, scorer, DIM, mask)  # type: ignore[arg-type]
+    vectors = queries(preconditioner)
+    found = made.open().candidates(Search(vectors, count, rows, no_check))
     wide = checkpoint.rows.astype(np.float64)
-    scores = queries().astype(np.float64) @ wide.T * checkpoint.scales
+    scores = vectors.astype(np.float64) @ wide.T * checkpoint.scales
     if case.scorer == "cosine":
         norms = np.linalg.norm(wide, axis=1) * checkpoint.scales
         scores = np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
@@ -182,7 +213,7 @@ def test_the_best_comes_first(made: Made, case: Case, checkpoint: ArrayCheckpoin
 
 def test_any_thread_may_ask(made: Made, case: Case, checkpoint: ArrayCheckpoint) -> None:
     index = made.open()
-    rows = CheckpointRows(checkpoint, scorer_named(case.scorer), DIM)  # type: ignore[arg-type]
+    rows = CheckpointRows(checkpoint, rule_of(case, checkpoint)[0], DIM)  # type: ignore[arg-type]
     searches = [Search(queries()[place : place + 1], 50, rows, no_check) for place in range(11)]
     alone = [index.candidates(search) for search in searches]
     with ThreadPoolExecutor(4) as threads:
@@ -230,7 +261,7 @@ def test_a_search_stops_when_it_is_told(made: Made, case: Case, checkpoint: Arra
     def stop() -> None:
         raise Stopped
 
-    rows = CheckpointRows(checkpoint, scorer_named(case.scorer), DIM)  # type: ignore[arg-type]
+    rows = CheckpointRows(checkpoint, rule_of(case, checkpoint)[0], DIM)  # type: ignore[arg-type]
     with pytest.raises(Stopped):
         made.open().candidates(Search(queries(), 10, rows, stop))
 
@@ -251,7 +282,7 @@ def test_rows_are_left_out_and_blanked_or_the_index_goes(
     rewritten = Made(made.backend, draft.directory, record, made.built)
     dead = np.flatnonzero(np.isin(left, blank))
     moved = ArrayCheckpoint(checkpoint.rows[left], checkpoint.scales[left], dead.tolist())
-    rows = CheckpointRows(moved, scorer_named(case.scorer), DIM)  # type: ignore[arg-type]
+    rows = CheckpointRows(moved, rule_of(case, moved)[0], DIM)  # type: ignore[arg-type]
     found = rewritten.open().candidates(Search(queries(), 100, rows, no_check))
     scores = queries().astype(np.float64) @ (moved.rows.astype(np.float64) * moved.scales[:, None]).T
     if case.scorer == "dot":
@@ -271,6 +302,19 @@ def test_files_that_do_not_fit_together_are_refused(made: Made) -> None:
         made.backend.open(type(files)(files.directory, {}, files.maps), no_check)
 
 
+def test_files_of_before_there_were_maps_are_read(made: Made, case: Case, checkpoint: ArrayCheckpoint) -> None:
+    """They have no gains, which are 1, and say nothing of bits, which are 8."""
+    if case.scorer == "influence":
+        return
+    files = open_files(made.directory, made.record, no_check)
+    maps = {name: data for name, data in files.maps.items() if name != "gains"}
+    parameters = {name: value for name, value in files.parameters.items() if name != "bits"}
+    old = made.backend.open(type(files)(files.directory, parameters, maps), no_check)
+    search = Search(queries(), 50, CheckpointRows(checkpoint, rule_of(case, checkpoint)[0], DIM), no_check)  # type: ignore[arg-type]
+    for one, other in zip(old.candidates(search).top, made.open().candidates(search).top, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_is_not_known_is_refused(case: Case) -> None:
     with pytest.raises(InvalidInput):
         backend_of(case.kind).check(Spec(kind=case.kind, parameters={"no such": 1}), DIM)
@@ -280,7 +324,7 @@ def test_what_is_not_known_is_refused(case: Case) -> None:
 def test_few_rows(case: Case, tmp_path: Path, row_count: int) -> None:
     few = ArrayCheckpoint.of(decaying(row_count, DIM))
     found = make(case, few, tmp_path, never)
-    rows = CheckpointRows(few, scorer_named(case.scorer), DIM)  # type: ignore[arg-type]
+    rows = CheckpointRows(few, rule_of(case, few)[0], DIM)  # type: ignore[arg-type]
     candidates = found.open().candidates(Search(queries(), 100, rows, no_check))
     assert [sorted(end) for end in (*candidates.top, *candidates.bottom)] == [list(range(row_count))] * 24
 
@@ -309,3 +353,23 @@ def test_a_build_stays_within_its_memory(case: Case, tmp_path: Path) -> None:
         tracemalloc.stop()
     assert peak_bytes < memory_bytes(row_count, dim)
     assert min(made.built.recall.values()) >= 0.9
+
+
+def test_estimates_of_an_index_that_sums(made: Made, case: Case, checkpoint: ArrayCheckpoint) -> None:
+    """They are the products themselves but for what codes leave out, so that those of several checkpoints can be added;
+    any range of positions may be asked for, and rows that may not come have none."""
+    if not made.backend.can_sum:
+        assert not hasattr(made.open(), "products")
+        return
+    index: Any = made.open()
+    vectors = queries(rule_of(case, checkpoint)[1])
+    weighted = index.weighted(vectors)
+    found = index.products(weighted, 0, ROW_COUNT)
+    exact = vectors.astype(np.float64) @ checkpoint.rows.astype(np.float64).T
+    live = np.setdiff1d(np.arange(ROW_COUNT), checkpoint.dead)
+    assert found.dtype == np.float32
+    assert not found[:, checkpoint.dead].any()
+    assert not found[-1].any()
+    error = np.linalg.norm(found[:-1, live] - exact[:-1, live], axis=1) / np.linalg.norm(exact[:-1, live], axis=1)
+    assert error.max() < 0.5
+    np.testing.assert_allclose(index.products(weighted, 1_000, 1_250), found[:, 1_000:1_250], rtol=1e-4, atol=1e-3)

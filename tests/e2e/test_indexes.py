@@ -248,6 +248,73 @@ def test_the_command_line_through_a_server(server: ServerProcess, capsys: pytest
     assert main(["index", "drop", "c", index["id"], *to]) == 2
 
 
+def test_an_index_for_a_fit(server: ServerProcess, data: Path) -> None:
+    """Built by the server, and again beside it; kept by a snapshot, found sound by fsck, dropped with its fit."""
+    with covector.connect(server.address) as client:
+        collection = client.collection("c")
+        with pytest.raises(NotFound, match="needs a fit"):
+            collection.build_index(scorer="influence")
+        refused = covector_index("build", "c", "--data", str(data), "--scorer", "influence")
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        fit = collection.fit("influence").wait()
+        built = collection.build_index(scorer="influence").wait()
+        (index,) = collection.indexes()
+        assert (index.fit, index.scorers, index.recall_scorer) == (fit.id, ("influence",), "influence")
+        for scorer in ("influence", fit):
+            assert collection.query(QUERIES, scorer=scorer).index == built["index"]
+        assert shares(collection, scorer="influence") >= 0.97
+        assert collection.query(QUERIES).exact
+        done = covector_index("build", "c", "--data", str(data), "--fit", fit.id, "--rank", "64", "--json")
+        assert done.returncode == 0, done.stderr
+        again = json.loads(done.stdout)
+        assert again["fit"] == fit.id
+        assert collection.query(QUERIES, scorer="influence").index == again["index"]
+        listed = covector_index("list", "c", "--data", str(data)).stdout
+        assert all(told in listed for told in (again["index"], fit.id, "epoch-1"))
+        client.snapshot("kept").wait()
+        collection.drop_fit(fit.id)
+        assert collection.indexes() == []
+        with pytest.raises(NotFound, match="needs a fit"):
+            collection.query(QUERIES, scorer="influence")
+    server.stop()
+    assert main(["fsck", "--data", str(data)]) == 0
+    assert main(["snapshot", "restore", "kept", "--data", str(data), "--to", str(data.parent / "back")]) == 0
+    with ServerProcess(data.parent / "back") as restored, covector.connect(restored.address) as client:
+        collection = client.collection("c")
+        assert {one.fit for one in client.collection("c").indexes()} == {fit.id}
+        assert client.collection("c").query(QUERIES, scorer="influence").index == again["index"]
+
+
+def test_several_checkpoints(server: ServerProcess) -> None:
+    with covector.connect(server.address) as client:
+        collection = client.collection("c")
+        with collection.writer("epoch-2", eta=0.5) as writer:
+            writer.add(list(range(len(ROWS))), -ROWS)
+        asked = {"epoch-1": QUERIES, "epoch-2": QUERIES[::-1].copy()}
+        first = collection.build_index(checkpoint="epoch-1").wait()
+        assert "one of several checkpoints" in collection.query(asked).reason
+        second = collection.build_index(checkpoint="epoch-2").wait()
+        found = collection.query(asked, scorer="tracin")
+        assert found.index == f"{first['index']}+{second['index']}"
+        exact = collection.query(asked, scorer="tracin", exact=True)
+        for one, other in zip(found, exact, strict=True):
+            scores = {hit.key: hit.score for hit in other.proponents}
+            assert len(scores.keys() & {hit.key for hit in one.proponents}) >= 9
+
+
+def test_offline_lists_and_errors_are_for_people(data: Path) -> None:
+    assert "no indexes yet" in covector_index("list", "c", "--data", str(data)).stdout
+    for wrong in (["--kind", "hnsw"], ["--rank", "many"], ["--scorer", "trak"], ["--fit", "trak-00000000"]):
+        done = covector_index("build", "c", "--data", str(data), *wrong)
+        assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, ""), done.stderr
+        assert done.stderr.startswith("covector: error: ")
+    command = f"{sys.executable} -m covector.cli index list c --data {data} --json"
+    closed = subprocess.run(
+        f"set -o pipefail; {command} | true", shell=True, capture_output=True, check=False, executable="/bin/bash"
+    )
+    assert closed.stderr == b""
+
+
 def test_an_index_of_a_checkpoint_without_rows(server: ServerProcess) -> None:
     with covector.connect(server.address) as client:
         empty = client.create_collection("empty", covector.Space(dim=4))

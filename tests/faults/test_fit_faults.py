@@ -514,11 +514,14 @@ def test_a_fit_whose_rows_are_moved_begins_again(rig: FitRig, disk: StepDisk, mo
 def test_a_damaged_fit_is_dropped_by_erasure(rig: FitRig) -> None:
     fit_id = rig.fitted("trackstar")
     (part, _) = rig.fit_record(fit_id).covered
+    index = rig.build(scorer=fit_id).result["index"]
     damage(rig.collection.directory / "fits" / part.stored.directory / "arrays/row_factors/c/0", "middle")
     rig.delete(range(50))
-    assert rig.compact(ERASE)["fits_dropped"] == [fit_id]
+    result = rig.compact(ERASE)
+    assert (result["fits_dropped"], result["indexes_dropped"]) == ([fit_id], [index])
     assert rig.fits() == []
     assert rig.fit_directories() == []
+    assert (rig.records(), rig.directories()) == ([], [])
 
 
 def test_a_state_goes_when_its_rows_move(rig: FitRig, disk: StepDisk) -> None:

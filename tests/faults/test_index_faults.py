@@ -225,7 +225,7 @@ def _files(rig: IndexRig) -> list[str]:
     return sorted(rig.records()[0].files)
 
 
-FILES = ("basis", "codes", "deviations", "factors", "manifest.json")
+FILES = ("basis", "codes", "deviations", "factors", "gains", "manifest.json")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -31,7 +31,7 @@ from covector.types import FitInfo
 _WORDS = {
     "create": "learn one; the same again goes on where it was cut off, or follows newer rows",
     "list": "list them, with their damping",
-    "drop": "drop one; rows are not touched",
+    "drop": "drop one, and the indexes built for it; rows are not touched",
 }
 
 

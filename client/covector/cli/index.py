@@ -30,7 +30,7 @@ _WORDS = {
 def main(arguments: list[str]) -> int:
     """Runs one of the commands, and returns its exit status."""
     summary = "Build, list and drop approximate search structures."
-    example = "covector index build my-model --kind subspace --checkpoint epoch-1 --recall 0.99"
+    example = "covector index build my-model --scorer trak --checkpoint epoch-1 --recall 0.99"
     command = named_command("index", summary, _WORDS, example, arguments)
     given = _parser(command).parse_args(arguments[1:])
     if given.data is not None:
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         if command == "build":
             operation = collection.build_index(
                 given.kind,
-                scorer=given.scorer,
+                scorer=given.fit or given.scorer,
                 checkpoint=given.checkpoint,
                 recall=given.recall,
                 **{name: value for name in ("rank", "trees") if (value := getattr(given, name)) is not None},
@@ -62,7 +62,10 @@ def _parser(command: str) -> Parser:
     if command == "build":
         parser.add_argument("--kind", default="subspace", metavar="KIND", help="subspace (the default), scann or annoy")
         parser.add_argument("--checkpoint", metavar="NAME", help="needed if there are several")
-        parser.add_argument("--scorer", default="dot", help="the scorer that recall is measured for (default dot)")
+        parser.add_argument(
+            "--scorer", default="dot", help="that it is for, by whom recall is measured (default dot); trak needs a fit"
+        )
+        parser.add_argument("--fit", metavar="ID", help="that it is for (default: the newest of the scorer)")
         parser.add_argument("--recall", type=float, metavar="SHARE", help="the recall to reach, such as 0.99")
         parser.add_argument("--rank", type=int, metavar="N", help="dimensions of the codes (default: by recall)")
         parser.add_argument("--trees", type=int, metavar="N", help="trees of an annoy index (default: by recall)")
@@ -77,7 +80,7 @@ def _on_files(command: str, given: argparse.Namespace) -> int:
     told = [command, given.collection, *([given.id] if command == "drop" else []), "--data", str(given.data)]
     if command == "build":
         told += ["--kind", given.kind, "--scorer", given.scorer]
-        for name in ("checkpoint", "recall", "rank", "trees"):
+        for name in ("fit", "checkpoint", "recall", "rank", "trees"):
             value = getattr(given, name)
             told += [] if value is None else [f"--{name}", str(value)]
     told += ["--json"] if given.json else []
@@ -101,7 +104,7 @@ def _print_indexes(found: list[IndexInfo], given: argparse.Namespace) -> int:
     elif not found:
         print(f"no indexes yet; build one: covector index build {given.collection}")
     else:
-        head = ["id", "checkpoint", "rows", "newer", "size", "recall"]
+        head = ["id", "checkpoint", "scorer", "rows", "newer", "size", "recall"]
         print_table(head, [_line(index) for index in found])
     return 0
 
@@ -111,6 +114,7 @@ def _line(index: IndexInfo) -> list[str]:
     return [
         index.id,
         ", ".join(index.checkpoints),
+        index.fit or index.recall_scorer,
         f"{index.row_count:,}",
         f"{index.fresh_row_count:,}",
         said_bytes(index.size_bytes),

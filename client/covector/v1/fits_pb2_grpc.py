@@ -75,7 +75,7 @@ class FitsServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DropFit(self, request, context):
-        """Drops a fit. Rows are not touched. One that is being learnt is given up.
+        """Drops a fit, and the indexes that were built for it. Rows are not touched. One that is being learnt is given up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

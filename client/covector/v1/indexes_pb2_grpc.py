@@ -58,7 +58,7 @@ class IndexesServiceServicer(object):
 
     def BuildIndex(self, request, context):
         """Starts an operation that builds an index and measures its recall. It takes the place of the index of the same kind,
-        checkpoint and scorers, which serves until then.
+        checkpoint, fit and scorers, which serves until then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

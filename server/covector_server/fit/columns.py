@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from covector.errors import Corrupt, InvalidInput, Unavailable
 from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.drafts import Check
 from covector_server.storage.strips import live_mask
-from covector_server.storage.view import CollectionView, Columns, PositionedCheckpoint, RowIds
+from covector_server.storage.view import Columns, PositionedCheckpoint, RowIds
 
 NONE: Float64 = np.empty(0)
 COLUMN_ROWS = 1 << 18  # whose columns are looked at at once
@@ -31,6 +32,14 @@ WHITEN_ELEMENTS = 2 << 20  # of float64 rows that are multiplied with A at once
 MERGE_SHARE = 4  # newer rows are kept apart up to one in so many
 
 Pieces = Iterator[tuple[RowIds, Float64]]
+
+
+class Keys(Protocol):
+    """Who knows the keys of rows: a ``CollectionView`` does."""
+
+    def keys_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[bytes]:
+        """See ``CollectionView``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +136,7 @@ def _live_q(columns: Columns, live: npt.NDArray[np.bool_]) -> tuple[RowIds, Floa
     return columns.row_ids[live], columns.trak_q[live].astype(np.float64)
 
 
-def check_q(view: CollectionView, checkpoint: str, pieces: Pieces) -> Pieces:
+def check_q(view: Keys, checkpoint: str, pieces: Pieces) -> Pieces:
     """The same pieces. Raises InvalidInput, naming the first row that has no Q."""
     for row_ids, values in pieces:
         lacking = np.flatnonzero(~np.isfinite(values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from covector.attribution.methods import method_names
 from covector.attribution.scoring import Scorer, scorer_names
@@ -24,10 +24,26 @@ from covector_server.fit.columns import (
 from covector_server.fit.spec import PER_ROW
 from covector_server.fit.stored import StoredPart
 from covector_server.metadata.records import FitPart, FitRecord
+from covector_server.storage.damage import OnDamage
 from covector_server.storage.drafts import Check
-from covector_server.storage.view import CheckpointView, CollectionView, ListedFit, PositionedCheckpoint
+from covector_server.storage.view import CheckpointView, ListedFit, PositionedCheckpoint, RowIds
 
 NAMED = 8  # of names in a message
+
+
+class FitView(Protocol):
+    """What is to be known of a collection's state: a ``CollectionView`` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def listed_fits(self) -> Sequence[ListedFit]:
+        """See ``CollectionView``."""
+        ...
+
+    def keys_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[bytes]:
+        """See ``CollectionView``."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +61,7 @@ class FitUse:
         """The fit, as it was listed."""
         return self.listed.record
 
-    def scorers(
-        self, view: CollectionView, checkpoints: Sequence[CheckpointView], *, omits_damaged: bool
-    ) -> list[Scorer]:
+    def scorers(self, view: FitView, checkpoints: Sequence[CheckpointView], *, omits_damaged: bool) -> list[Scorer]:
         """The rule for each of the checkpoints, for all live rows of the view. Raises InvalidInput for rows without a
         weight that they need, Corrupt for damaged ones unless these are left out, and what ``check`` raises."""
         seen = [cast("PositionedCheckpoint", checkpoint) for checkpoint in checkpoints]
@@ -62,7 +76,7 @@ class FitUse:
             return [self.parts[checkpoint.name].fit.scorer(known_at(column)) for checkpoint, column in pairs]
         return [self.parts[checkpoint.name].fit.scorer() for checkpoint in seen]
 
-    def _q(self, view: CollectionView, checkpoint: PositionedCheckpoint, omits_damaged: bool) -> Column:
+    def _q(self, view: FitView, checkpoint: PositionedCheckpoint, omits_damaged: bool) -> Column:
         key = (str(self.listed.root), checkpoint.id, checkpoint.generation, "trak_q")
         on_damage = ignored if omits_damaged else None
         return self.cache.column(
@@ -73,7 +87,7 @@ class FitUse:
             is_kept=not omits_damaged,
         )
 
-    def _factors(self, view: CollectionView, checkpoint: PositionedCheckpoint, omits_damaged: bool) -> Column:
+    def _factors(self, view: FitView, checkpoint: PositionedCheckpoint, omits_damaged: bool) -> Column:
         part, covered = self.parts[checkpoint.name], self._covered(view, checkpoint)
         assert part.factors is not None
         key = (str(self.listed.root / covered.stored.directory), checkpoint.generation, "factors")
@@ -85,7 +99,7 @@ class FitUse:
             is_kept=not omits_damaged,
         )
 
-    def _covered(self, view: CollectionView, checkpoint: PositionedCheckpoint) -> FitPart:
+    def _covered(self, view: FitView, checkpoint: PositionedCheckpoint) -> FitPart:
         """What the part covers of the checkpoint, as the view sees it. A generation that the view does not know yet
         covers less of the one before, and computing more weights than needed is no harm; the other way round is."""
         found = part_at(self.record, checkpoint.name)
@@ -97,7 +111,7 @@ class FitUse:
         return found
 
 
-def fit_for(view: CollectionView, scorer: str, names: Sequence[str], cache: FitCache, check: Check) -> FitUse | None:
+def fit_for(view: FitView, scorer: str, names: Sequence[str], cache: FitCache, check: Check) -> FitUse | None:
     """What a query needs of the fit that ``scorer`` names, by method (the newest that covers the checkpoints) or by id;
     None for a scorer that needs no fit. ``names``: of the checkpoints.
 
@@ -111,7 +125,7 @@ def fit_for(view: CollectionView, scorer: str, names: Sequence[str], cache: FitC
     return FitUse(listed, parts, cache, check)
 
 
-def pick(view: CollectionView, scorer: str, names: Sequence[str]) -> ListedFit:
+def pick(view: FitView, scorer: str, names: Sequence[str]) -> ListedFit:
     """The fit that a name means, for some checkpoints. Raises as ``fit_for``."""
     finished = [one for one in view.listed_fits() if one.record.is_finished]
     by_id = [one for one in finished if one.record.id == scorer]

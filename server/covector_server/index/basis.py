@@ -1,23 +1,29 @@
 """The principal directions of a checkpoint's rows, from a sample of them that is spread over all.
 
-Rows count by their direction alone: each is at unit RMS as it is stored. Where the sample has more rows than
-coordinates, the second moments float32[dim, dim] are summed as rows stream by; where it has fewer, the products of all
-pairs of sampled rows, float32[rows, rows], a block of coordinates at a time. Both have the same eigenvalues, and the
-second gives the directions in one more pass over the sample, so dim may be 2^20 and more.
+For a scorer without a map, rows count by their direction alone: each is at unit RMS as it is stored. (``map_basis`` is
+for those with one.) Where the sample has more rows than coordinates, the second moments float32[dim, dim] are summed as
+rows stream by; where it has fewer, the products of all pairs of sampled rows, float32[rows, rows], a block of
+coordinates at a time. Both have the same eigenvalues, and the second gives the directions in one more pass over the
+sample, so dim may be 2^20 and more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from covector.attribution.preconditioner import Identity
+from covector.errors import Corrupt
 from covector_server.index.contract import Float32, Source
-from covector_server.index.directions import batch_rows, spans
+from covector_server.index.directions import Directions, batch_rows, project, spans
 from covector_server.index.eigen import top_eigenpairs
-from covector_server.storage.index_files import DraftFile
+from covector_server.index.map_basis import Blocks, MapBasis, map_basis
+from covector_server.storage.index_files import Draft, map_draft
 
+FILES = ("basis", "deviations", "gains")
 MOMENTS_DIM_MAX = 6144  # 151 MB of second moments
 SAMPLE_ROWS_MIN, SAMPLE_ROWS_MAX = 4096, 16_384
 PAIRS_ROWS_MAX = 4096
@@ -39,18 +45,110 @@ def sample_of(source: Source, seed: int) -> npt.NDArray[np.int64]:
     return np.sort(chosen)
 
 
-def write_basis(source: Source, sample: npt.NDArray[np.int64], rank: int, file: DraftFile) -> Float32:
-    """Writes at most ``rank`` directions, as ``Directions.mapped`` reads them: float16, each at about unit RMS. Returns
-    how far rows reach along each, float32[rank], descending: the deviation of their product with it as stored."""
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What rows are multiplied with, and how far they reach along it.
+
+        <vector, row>  ~  sum over j of  <row, rows_j> / row_units[j] deviations[j] * <vector, vectors_j> gains[j] / dim
+
+    ``vectors`` are the directions of the files, the same but for a map by layers. A product is coded in units of
+    ``row_units``; with a map it counts as its root makes it, so ``deviations`` are those of whitened rows.
+    """
+
+    rows: Directions
+    row_units: Float32  # [rank]
+    deviations: Float32  # [rank]
+
+    @property
+    def rank(self) -> int:
+        return len(self.deviations)
+
+
+def write_basis(source: Source, sample: npt.NDArray[np.int64], rank: int, draft: Draft) -> Basis:
+    """Writes the files ``FILES`` for at most ``rank`` directions, those along which rows reach farthest first:
+    ``basis``, as ``Directions.mapped`` reads it, float16 at about unit RMS; ``deviations`` and ``gains``,
+    float32[rank]. Rows are to be coded by what is returned."""
     views = source.views(sample)
-    if source.dim <= min(MOMENTS_DIM_MAX, len(sample)):
+    if isinstance(source.preconditioner, Identity):
+        return _plain(source, views, rank, draft)
+    found = map_basis(source, sample, views, rank)
+    return _of_map(source, views, found, draft)
+
+
+def _plain(source: Source, views: Float16Rows, rank: int, draft: Draft) -> Basis:
+    if source.dim <= min(MOMENTS_DIM_MAX, len(views)):
         values, blocks = _from_moments(source, views, rank)
     else:
         values, blocks = _from_pairs(source, views, rank)
     unit = np.float32(np.sqrt(source.dim))
-    for block in blocks:
-        file.append_array((block * unit).astype("<f2"))
-    return np.sqrt(values) * unit
+    rows = _write_directions(draft, (block * unit for block in blocks), len(values), source.dim)
+    deviations = np.sqrt(values) * unit
+    _write_columns(draft, deviations, np.ones_like(deviations))
+    return Basis(rows, deviations, deviations)
+
+
+def _of_map(source: Source, views: Float16Rows, found: MapBasis, draft: Draft) -> Basis:
+    rank = len(found.roots)
+    vectors = _write_directions(draft, found.vectors, rank, source.dim)
+    rows = vectors if found.rows is None else Directions([block.astype("<f2") for block in found.rows])
+    units = _reach(source, views, rows)
+    _write_columns(draft, units * found.roots, found.gains)
+    return Basis(rows, units, units * found.roots)
+
+
+def _write_directions(draft: Draft, blocks: Blocks, rank: int, dim: int) -> Directions:
+    with draft.file("basis") as file:
+        for block in blocks:
+            file.append_array(block.astype("<f2"))
+    return Directions.mapped(map_draft(draft, "basis"), rank, dim)
+
+
+def _write_columns(draft: Draft, deviations: Float32, gains: Float32) -> None:
+    for name, column in (("deviations", deviations), ("gains", gains)):
+        with draft.file(name) as file:
+            file.append_array(column.astype("<f4"))
+
+
+def _reach(source: Source, views: Float16Rows, directions: Directions) -> Float32:
+    """The deviation of products of rows with each direction, float32[rank]."""
+    total, step = np.zeros(directions.count), batch_rows(source.dim)
+    for start in range(0, len(views), step):
+        source.check()
+        (products,) = project([view[None] for view in views[start : start + step]], [directions])
+        total += np.square(products, dtype=np.float64).sum(axis=0)
+    return np.sqrt(total / max(len(views), 1)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBasis:
+    """The files of a basis, opened: what vectors are multiplied with."""
+
+    directions: Directions
+    deviations: Float32  # [rank]
+    gains: Float32  # [rank]
+
+    def coordinates(self, vectors: Float32) -> Float32:
+        """float32[m, rank] of float32[m, dim], at about unit RMS or zero: what a row's codes, each times its deviation,
+        are multiplied with."""
+        return self.directions.products(vectors) * (self.gains / np.float32(vectors.shape[1]))
+
+
+def open_basis(maps: dict[str, memoryview], rank: int, dim: int) -> OpenBasis:
+    """The basis in some files. Those of an index without a map may lack the gains, which are 1 then. Raises Corrupt if
+    they do not fit."""
+    deviations = np.frombuffer(maps["deviations"], "<f4")
+    gains = np.frombuffer(maps["gains"], "<f4") if "gains" in maps else np.ones(rank, dtype=np.float32)
+    if (len(maps["basis"]), len(deviations), len(gains)) != (2 * rank * dim, rank, rank):
+        raise Corrupt(f"the basis of an index is not one of rank {rank} and dim {dim}; build it again")
+    return OpenBasis(Directions.mapped(maps["basis"], rank, dim), deviations, gains)
+
+
+def copy_basis(draft: Draft, maps: dict[str, memoryview]) -> None:
+    """Writes the files of a basis as they are."""
+    for name in FILES:
+        if name in maps:
+            with draft.file(name) as file:
+                file.append(maps[name])
 
 
 def _from_moments(source: Source, views: Float16Rows, rank: int) -> tuple[Float32, Iterator[Float32]]:

@@ -3,7 +3,10 @@
 The files are those of ``subspace``, but a row's factor is that of its code times the row's weight over the largest, so
 whoever opens them needs nothing else to know by what the rows are to be compared:
 
-    score(query, row)  ~  factor(row) * sum over j of  code(row)[j] * deviation[j] * <query, direction j> / dim
+    score(query, row)  ~  factor(row) * sum over j of  code(row)[j] * deviation[j] * <query, direction j> gain[j] / dim
+
+With a map A, deviations are those of whitened rows and gains undo what that changed (``basis``), so structures that see
+``code * deviation`` see rows by what they add to scores.
 
 A row whose factor is 0 is dead, all zero, or was blanked: it has no place in any structure made of the codes.
 """
@@ -17,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from covector.errors import Corrupt
-from covector_server.index.basis import write_basis
+from covector_server.index import basis as bases
+from covector_server.index.basis import OpenBasis, open_basis, write_basis
 from covector_server.index.changing import changed
 from covector_server.index.codes import Codes, encode, scan
 from covector_server.index.contract import Candidates, Changes, Check, Float32, Mask, Rows, Search, Source
-from covector_server.index.directions import Directions, batch_rows, project
+from covector_server.index.directions import batch_rows, project
 from covector_server.index.judge import Judge
-from covector_server.storage.index_files import Draft, map_draft
+from covector_server.storage.index_files import Draft
 from covector_server.storage.view import Positions
 
-FILES = ("basis", "deviations", "codes", "factors")
+FILES = (*bases.FILES, "codes", "factors")
 COLUMN_ROWS = 1 << 18  # whose weights are looked at at once
 
 
@@ -47,8 +51,7 @@ class _Unweighted:
 class Coded:
     """The codes, opened. ``contract.Index`` by a scan of all of them."""
 
-    directions: Directions
-    deviations: Float32  # [rank]
+    basis: OpenBasis
     codes: Codes  # [rows, rank]
     factors: Float32  # [rows]
     size_bytes: int
@@ -61,14 +64,18 @@ class Coded:
     def row_count(self) -> int:
         return len(self.codes)
 
+    @property
+    def deviations(self) -> Float32:
+        """How far rows reach along each direction, float32[rank]."""
+        return self.basis.deviations
+
     def candidates(self, search: Search) -> Candidates:
         """See ``contract.Index``."""
         return self.scanned(self.coordinates(search.vectors), search)
 
     def coordinates(self, vectors: Float32) -> Float32:
         """Along the directions: float32[m, rank] of float32[m, dim]."""
-        (products,) = project([vectors], [self.directions])
-        return products / np.float32(vectors.shape[1])
+        return self.basis.coordinates(vectors)
 
     def scanned(self, coordinates: Float32, search: Search) -> Candidates:
         """The candidates of vectors with these coordinates, by a scan."""
@@ -85,31 +92,27 @@ def opened(maps: dict[str, memoryview], parameters: dict[str, Any], size_bytes: 
     """The codes in some files. Raises Corrupt if they are none."""
     try:
         rank, dim, row_count = parameters["rank"], parameters["dim"], parameters["row_count"]
-        deviations, factors = np.frombuffer(maps["deviations"], "<f4"), np.frombuffer(maps["factors"], "<f4")
-        if (len(maps["basis"]), len(deviations), len(factors)) != (2 * rank * dim, rank, row_count):
-            raise ValueError(f"rank {rank}, {row_count} rows and their files' sizes")
+        factors = np.frombuffer(maps["factors"], "<f4")
+        if len(factors) != row_count:
+            raise ValueError(f"{len(factors)} rows, not {row_count}")
         codes = np.frombuffer(maps["codes"], np.int8).reshape(row_count, rank)
-        directions = Directions.mapped(maps["basis"], rank, dim)
+        basis = open_basis(maps, rank, dim)
     except (KeyError, ValueError, TypeError) as error:
         raise Corrupt(f"the files of an index do not fit together: {error}; build it again") from error
-    return Coded(directions, deviations, codes, factors, size_bytes + directions.wide_bytes)
+    return Coded(basis, codes, factors, size_bytes + basis.directions.wide_bytes)
 
 
 def write(source: Source, sample: Positions, rank: int, judge: Judge, draft: Draft) -> int:
     """Writes the files, and has the judge see every row. Returns the rank, which is lower where the rows have fewer
     directions."""
-    with draft.file("basis") as file:
-        deviations = write_basis(source, sample, rank, file)
-    with draft.file("deviations") as file:
-        file.append_array(deviations)
+    basis = write_basis(source, sample, rank, draft)
     draft.step("index.basis")
     largest = _largest_weight(source)
-    sets = [Directions.mapped(map_draft(draft, "basis"), len(deviations), source.dim)]
-    sets += [] if judge.directions is None else [judge.directions]
+    sets = [basis.rows, *([] if judge.directions is None else [judge.directions])]
     with draft.file("codes") as codes_file, draft.file("factors") as factors_file:
         for first, rows in source.pieces(batch_rows(source.dim)):
             products, *judged = project(rows, sets)
-            codes, factors = encode(products, deviations)
+            codes, factors = encode(products, basis.row_units)
             factors = (factors * (source.rows.factors(first, first + len(codes)) / largest)).astype(np.float32)
             chosen = source.rows.chosen(first, first + len(codes))
             if chosen is not None:
@@ -120,7 +123,7 @@ def write(source: Source, sample: Positions, rank: int, judge: Judge, draft: Dra
             for scores in judged:
                 judge.offer(first, scores)
     draft.step("index.coded")
-    return len(deviations)
+    return basis.rank
 
 
 def _largest_weight(source: Source) -> float:
@@ -137,9 +140,7 @@ def rewrite(
 ) -> None:
     """Writes the files after some changes."""
     old = opened(maps, parameters, 0)
-    for name in ("basis", "deviations"):
-        with draft.file(name) as file:
-            file.append(maps[name])
+    bases.copy_basis(draft, maps)
     for name, array in (("codes", old.codes), ("factors", old.factors)):
         with draft.file(name) as file:
             for piece in changed(array, changes, check):

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from covector.attribution.preconditioner import Preconditioner
 from covector.errors import InvalidInput
 from covector_server.storage.index_files import Draft, IndexFiles
 from covector_server.storage.view import Positions
@@ -84,10 +85,23 @@ class Index(Protocol):
         ...
 
 
+class Summable(Index, Protocol):
+    """An index that can say of any row about what its score is, so that those of several checkpoints can be summed."""
+
+    def weighted(self, vectors: Float32) -> Float32:
+        """What ``products`` takes of vectors float32[m, dim], at about unit RMS or zero: float32[m, any]."""
+        ...
+
+    def products(self, weighted: Float32, start: int, stop: int) -> Float32:
+        """Estimates of the products of the vectors with the unit rows at positions [start, stop): float32[m, n]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What is asked of a build. ``recall``: that its recall at 10, at 100, and of the bottom 10 reach this, None for
-    the backend's own choice; ``parameters``: what the caller sets himself, checked by the backend."""
+    """What is asked of a build. ``scorer``: one that learns nothing, or the method of ``fit``, the id of one.
+    ``recall``: that its recall at 10, at 100, and of the bottom 10 reach this, None for the backend's own choice;
+    ``parameters``: what the caller sets himself, checked by the backend."""
 
     kind: str
     scorer: str = "dot"
@@ -139,6 +153,11 @@ class Source(Protocol):
         """Factors of the scorer that recall is measured for."""
         ...
 
+    @property
+    def preconditioner(self) -> Preconditioner:
+        """A of that scorer: it stands on the side of the vectors that an index is asked with."""
+        ...
+
     def pieces(self, rows_max: int) -> Iterator[tuple[int, list[npt.NDArray[np.float16]]]]:
         """The rows in order of position, as (first position, list of float16[n, dim]) of about ``rows_max`` rows, at
         unit RMS; dead ones are there, and should be blank in what is built. Says how far it is, and may raise to
@@ -167,6 +186,11 @@ class Backend(Protocol):
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def can_sum(self) -> bool:
+        """Whether its indexes are ``Summable``."""
+        ...
 
     def check(self, spec: Spec, dim: int) -> None:
         """Raises InvalidInput for parameters that it does not know, MissingLibrary."""

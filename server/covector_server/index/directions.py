@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from covector_server.index.contract import Float32
+from covector_server.kernels.scan import ChunkedRows, fast_products
 
 BLOCK_DIM = 8192
 BATCH_BYTES = 16 << 20  # of rows widened at once
 WIDE_BYTES = 64 << 20  # of directions that are kept as float32
+FEW = 4  # vectors, up to which directions are read as they are stored
 
 Float16 = npt.NDArray[np.float16]
 
@@ -32,21 +34,19 @@ def batch_rows(dim: int) -> int:
 
 
 class Directions:
-    """Directions float16[count, dim] as a list of blocks float16[count, block]. A few are kept widened."""
+    """Directions float[count, dim] as a list of blocks float16[count, block], or float32. A few are kept widened."""
 
-    def __init__(self, blocks: Sequence[Float16]) -> None:
+    def __init__(self, blocks: Sequence[Float16 | Float32]) -> None:
         self.count = len(blocks[0])
         self._blocks = blocks
         self._wide: list[Float32] | None = None
         if 4 * self.count * sum(block.shape[1] for block in blocks) <= WIDE_BYTES:
-            self._wide = [block.astype(np.float32) for block in blocks]
+            self._wide = [block.astype(np.float32, copy=False) for block in blocks]
 
     @staticmethod
-    def of(vectors: Sequence[Float16]) -> Directions:
-        """Whole vectors, float16[dim] each."""
-        return Directions(
-            [np.stack([vector[start:stop] for vector in vectors]) for start, stop in spans(len(vectors[0]))]
-        )
+    def of(vectors: Float32) -> Directions:
+        """Whole vectors, float32[count, dim]."""
+        return Directions([np.ascontiguousarray(vectors[:, start:stop]) for start, stop in spans(vectors.shape[1])])
 
     @staticmethod
     def mapped(data: memoryview, count: int, dim: int) -> Directions:
@@ -59,13 +59,25 @@ class Directions:
         """Bytes kept in memory."""
         return sum(block.nbytes for block in self._wide or ())
 
-    def narrow_block(self, number: int) -> Float16:
+    def narrow_block(self, number: int) -> Float16 | Float32:
         """Block ``number`` as it is stored."""
         return self._blocks[number]
 
     def block(self, number: int) -> Float32:
         """Block ``number``, float32[count, block]."""
-        return self._blocks[number].astype(np.float32) if self._wide is None else self._wide[number]
+        return self._blocks[number].astype(np.float32, copy=False) if self._wide is None else self._wide[number]
+
+    def products(self, vectors: Float32) -> Float32:
+        """Products of float32[m, dim], at about unit RMS or zero, with each direction: float32[m, count]. Directions
+        are float16."""
+        if len(vectors) > FEW:
+            (products,) = project([vectors], [self])
+            return products
+        total = np.zeros((len(vectors), self.count))
+        for block, (start, stop) in zip(self._blocks, spans(vectors.shape[1]), strict=True):
+            narrow = ChunkedRows.of(block.astype(np.float16, copy=False))
+            total += fast_products(narrow, np.ascontiguousarray(vectors[:, start:stop]))[0]
+        return total.astype(np.float32)
 
 
 def project(rows: Sequence[npt.NDArray[np.float16] | Float32], sets: Sequence[Directions]) -> list[Float32]:

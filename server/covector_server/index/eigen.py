@@ -6,6 +6,8 @@ block is multiplied by the matrix a few times, made orthogonal in between, and t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from covector_server.index.contract import Float32
@@ -18,12 +20,18 @@ NOISE = 1e-6  # of the largest eigenvalue: below it is rounding
 def top_eigenpairs(matrix: Float32, count: int, seed: int = 0) -> tuple[Float32, Float32]:
     """(values float32[n], descending, vectors float32[size, n]) of float32[size, size]; n is at most ``count``, fewer
     where the matrix has fewer above ``NOISE``."""
-    size = len(matrix)
+    return top_eigenpairs_of(lambda block: matrix @ block, len(matrix), count, seed)
+
+
+def top_eigenpairs_of(
+    multiply: Callable[[Float32], Float32], size: int, count: int, seed: int = 0
+) -> tuple[Float32, Float32]:
+    """The same of the matrix that ``multiply`` multiplies float32[size, m] with."""
     width = min(size, count + EXTRA)
     block = np.random.default_rng(seed).standard_normal((size, width), dtype=np.float32)
     for _ in range(ROUNDS):
-        block, _ = np.linalg.qr(matrix @ block)
-    small = block.T @ (matrix @ block)
+        block, _ = np.linalg.qr(multiply(block))
+    small = block.T @ multiply(block)
     values, vectors = np.linalg.eigh((small + small.T).astype(np.float64) / 2)
     order = np.argsort(-values)[:count]
     order = order[values[order] > NOISE * max(values[-1], np.finfo(np.float32).tiny)]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from covector.attribution.preconditioner import Identity
+from covector.attribution.scoring import split_scale
 from covector_server.index.contract import Candidates, Float32, Index, Search, Source, candidate_count
 from covector_server.index.directions import Directions, Float16
 from covector_server.index.extremes import Extremes
@@ -53,7 +55,8 @@ class Recall:
 
 @dataclass(slots=True)
 class Judge:
-    """Asks with the rows at ``positions``. ``offer`` takes exact products; after the last, ``recalls`` may be asked."""
+    """Asks with the rows at ``positions``, after the scorer's A. ``offer`` takes exact products; after the last,
+    ``recalls`` may be asked."""
 
     source: Source
     positions: Positions
@@ -64,8 +67,8 @@ class Judge:
 
     def __post_init__(self) -> None:
         views = self.source.views(self.positions)
-        self.directions = Directions.of(views) if views else None
-        self._vectors = _wide(views, self.source.dim)
+        self._vectors = _mapped(self.source, _wide(views, self.source.dim))
+        self.directions = Directions.of(self._vectors) if views else None
         self._extremes = Extremes(len(views), DEPTH)
 
     def offer(self, first: int, products: Float32) -> None:
@@ -125,6 +128,13 @@ def share_found(truth: Sequence[Positions], found: Sequence[Positions], k: int, 
 def choose_oversampling(recalls: dict[int, Recall], wanted: float) -> int | None:
     """The smallest oversampling that reaches a recall, None if none does."""
     return next((one for one in OVERSAMPLINGS if recalls[one].least >= wanted), None)
+
+
+def _mapped(source: Source, wide: Float32) -> Float32:
+    """A of some rows, at about unit RMS: what a query's gradient is turned into before an index is asked."""
+    if not len(wide) or isinstance(source.preconditioner, Identity):
+        return wide
+    return split_scale(source.preconditioner.apply(wide.astype(np.float64)))[0].astype(np.float32)
 
 
 def _wide(views: Sequence[Float16], dim: int) -> Float32:

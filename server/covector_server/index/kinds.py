@@ -19,6 +19,11 @@ def kinds() -> list[str]:
     return list(_BACKENDS)
 
 
+def summing_kinds() -> list[str]:
+    """Those whose indexes of several checkpoints can be summed."""
+    return [kind for kind, backend in _BACKENDS.items() if backend.can_sum]
+
+
 def backend_of(kind: str) -> Backend:
     """The backend of a kind. Raises NotFound."""
     try:

@@ -21,6 +21,7 @@ from covector_server.index.basis import sample_of
 from covector_server.index.coded import Coded
 from covector_server.index.contract import Built, Changes, Check, MissingLibrary, Source, Spec
 from covector_server.index.judge import OVERSAMPLINGS, Judge, Recall, held_out
+from covector_server.index.map_basis import rank_most
 from covector_server.index.part_files import (
     LIST,
     PartEntry,
@@ -54,7 +55,9 @@ class _Trial:
 
 
 class Parted:
-    """``contract.Backend`` on a library."""
+    """``contract.Backend`` on a library. What it proposes is not all rows, so it cannot sum."""
+
+    can_sum = False
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -72,7 +75,8 @@ class Parted:
                 raise InvalidInput(f"a {self.kind} index has no parameter {name!r}; {known}", field=name)
             if not (isinstance(value, int) and 1 <= value <= bounds[name]):
                 raise InvalidInput(f"{name} {value!r}: give a whole number from 1 to {bounds[name]}", field=name)
-        scorer_named(spec.scorer)
+        if not spec.fit:
+            scorer_named(spec.scorer)
         self._library.require()
 
     def build(self, source: Source, spec: Spec, draft: Draft) -> Built:
@@ -168,7 +172,7 @@ class Parted:
                 "width": trial.setting.width,
                 "trees": trial.setting.trees,
             },
-            scorers=alike(spec.scorer),
+            scorers=[spec.scorer] if spec.fit else alike(spec.scorer),
             oversampling=trial.oversampling,
             query_elements=int(
                 source.row_count * self._library.cost(trial.setting.width, trial.effort)
@@ -192,7 +196,8 @@ class _Coding:
 
     def run(self) -> Coded:
         sample = sample_of(self.source, SEED)
-        rank_max = max(1, min(RANK_MAX, self.source.dim, len(self.source.live)))
+        most = min(RANK_MAX, rank_most(self.source.preconditioner, self.source.dim))
+        rank_max = max(1, min(most, self.source.dim, len(self.source.live)))
         for rank in self._ranks(rank_max):
             written = codes.write(self.source, sample, rank, self.judge, self.draft)
             coded = self._opened(written)
@@ -205,7 +210,8 @@ class _Coding:
     def _ranks(self, rank_max: int) -> Iterator[int]:
         if "rank" in self.spec.parameters:
             rank_max = min(rank_max, self.spec.parameters["rank"])
-        rank = min(rank_max, self.spec.parameters.get("rank") or max(RANK_MIN, min(RANK, self.source.dim // DIM_SHARE)))
+        usual = max(RANK_MIN, min(RANK, self.source.dim // DIM_SHARE))
+        rank = min(rank_max, self.spec.parameters.get("rank") or usual)
         while rank < rank_max:
             yield rank
             rank *= 2

@@ -8,8 +8,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from covector.attribution.preconditioner import Identity, Preconditioner
 from covector.attribution.scoring import RowFacts, Scorer
 from covector_server.index.contract import Mask
+from covector_server.storage.strips import live_mask
 from covector_server.storage.view import Columns, PositionedCheckpoint, Positions
 
 MEMORY_BYTES_MIN = 512 << 20
@@ -35,10 +37,18 @@ class CheckpointRows:
         self._mask = mask
 
     def factors(self, start: int, stop: int) -> npt.NDArray[np.float64]:
-        """See ``contract.Rows``. Norms are those of rows at unit RMS: good enough to choose candidates by."""
+        """See ``contract.Rows``; 0 for a dead row, of which a scorer may know nothing any more. Norms are those of rows
+        at unit RMS: good enough to choose candidates by."""
         columns = self._view.columns(start, stop)
-        norms = np.full(stop - start, self._norm)
-        return self._scorer.row_factor(RowFacts(norms, columns.scales, columns.trak_q, columns.row_ids))
+        facts = RowFacts(np.full(stop - start, self._norm), columns.scales, columns.trak_q, columns.row_ids)
+        live = live_mask(self._view.dead, start, stop)
+        if live.all():
+            return self._scorer.row_factor(facts)
+        factors = np.zeros(stop - start)
+        factors[live] = self._scorer.row_factor(
+            RowFacts(facts.norms[live], facts.scales[live], facts.trak_q[live], facts.row_ids[live])
+        )
+        return factors
 
     def chosen(self, start: int, stop: int) -> Mask | None:
         low, high = np.searchsorted(self._view.dead, (start, stop))
@@ -54,12 +64,20 @@ class CheckpointRows:
 
 class CheckpointSource:
     """``contract.Source`` of the first ``row_count`` positions of a checkpoint. ``report`` hears of the rows that went
-    by, over all passes, and may raise."""
+    by, over all passes, and may raise. ``preconditioner``: the scorer's A, None for the identity."""
 
-    def __init__(self, view: PositionedCheckpoint, dim: int, scorer: Scorer, report: Report) -> None:
+    def __init__(
+        self,
+        view: PositionedCheckpoint,
+        dim: int,
+        scorer: Scorer,
+        report: Report,
+        preconditioner: Preconditioner | None = None,
+    ) -> None:
         self.row_count = view.position_count
         self.dim = dim
         self.rows = CheckpointRows(view, scorer, dim)
+        self.preconditioner: Preconditioner = preconditioner or Identity()
         self._view = view
         self._report = report
         self._done_count = 0

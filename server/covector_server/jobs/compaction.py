@@ -253,7 +253,7 @@ class Compaction:
             "checkpoints": report.checkpoints,
             "blocks_rewritten": report.blocks_rewritten,
             "key_runs_rewritten": report.key_runs_rewritten,
-            "indexes_dropped": self._indexes.dropped,
+            "indexes_dropped": [*self._indexes.dropped, *self._fits.dropped_indexes],
             "fits_dropped": self._fits.dropped,
             "fits_influenced": self._fits.influenced(),
             "unverified": report.unsound,

@@ -6,7 +6,8 @@ and the transaction of the switch lists the new files for the new generation. We
 a compaction, so nothing else changes. A fit on its way that had begun with the checkpoint loses its state, in which
 single rows may wait to be added: asked for again it begins anew.
 
-A part that cannot follow because its files are damaged takes the fit with it, and the operation's result says so.
+A part that cannot follow because its files are damaged takes the fit and its indexes with it, and the operation's
+result says so.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from covector.errors import Corrupt
 from covector_server.fit.stored import ROW_FACTORS
 from covector_server.jobs.fit_building import lost_count
 from covector_server.jobs.fitting import retire_fit_directory
-from covector_server.jobs.index_carrying import Forget
+from covector_server.jobs.index_carrying import Forget, retire_directory
 from covector_server.metadata.catalog import Writer
-from covector_server.metadata.records import FilesRecord, FitPart, FitRecord
+from covector_server.metadata.records import FilesRecord, FitPart, FitRecord, IndexRecord
 from covector_server.storage.checkpoint import StoredCheckpoint
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.drafts import Draft
@@ -40,6 +41,7 @@ from covector_server.storage.fit_files import (
     write_fit_files,
 )
 from covector_server.storage.generation import Check, GenerationCopy
+from covector_server.storage.index_files import remove_fitless
 from covector_server.storage.positions import NO_POSITIONS
 from covector_server.storage.store import Store
 from covector_server.storage.strips import live_mask
@@ -50,10 +52,12 @@ COLUMN_ROWS = 1 << 18  # whose ids are looked at at once
 
 
 class FitCarrier:
-    """``generation.Follower`` for one collection. ``dropped``: ids of fits that had to go."""
+    """``generation.Follower`` for one collection. ``dropped``: ids of fits that had to go, ``dropped_indexes``: of the
+    indexes for them."""
 
     def __init__(self, store: Store, collection: StoredCollection, forget: Forget) -> None:
         self.dropped: list[str] = []
+        self.dropped_indexes: list[str] = []
         self._store = store
         self._collection = collection
         self._forget = forget
@@ -62,10 +66,12 @@ class FitCarrier:
         self._written: dict[str, FitPart] = {}  # by directory as it was
         self._damaged: set[str] = set()
         self._retired: list[str] = []
+        self._retired_indexes: list[IndexRecord] = []
         self._dead = NO_POSITIONS  # when the parts were written
 
     def __enter__(self) -> Self:
         self._written, self._retired, self._drafts, self._damaged = {}, [], [], set()
+        self._retired_indexes = []
         self._held = ExitStack()
         return self
 
@@ -73,6 +79,9 @@ class FitCarrier:
         self._held.__exit__(kind, error, None)
         for directory in self._retired if kind is None else ():
             retire_fit_directory(self._store, self._collection, directory, self._forget)
+        for index in self._retired_indexes if kind is None else ():
+            self.dropped_indexes.append(index.id)
+            retire_directory(self._store, self._collection, index.directory, self._forget)
 
     def prepare(self, copy: GenerationCopy, check: Check) -> None:
         """Writes the parts without the weights of rows that died since these were written."""
@@ -104,6 +113,7 @@ class FitCarrier:
                 kept = {one.directory for one in followed.stored}
                 self._retired += [one.directory for one in record.stored if one.directory not in kept]
                 put_fit(writer, id_, followed)
+        self._retired_indexes += remove_fitless(writer, id_)
 
     def influenced(self) -> dict[str, int]:
         """By id of a fit, how many rows that are gone still have a part in it."""

@@ -27,6 +27,7 @@ from covector_server.metadata.records import CollectionCounters, CollectionRecor
 from covector_server.storage.disk import Disk
 from covector_server.storage.drafts import Moved
 from covector_server.storage.fit_files import FITS, advance_fit, drop_fit, listed_fits
+from covector_server.storage.index_files import INDEXES, remove_fitless
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,13 @@ class OfflineFits:
         return sorted(found, key=lambda record: record.started_at_s)
 
     def drop(self, name: str, fit_id: str) -> None:
-        """Takes a fit off the list. Its files are removed here, or by the server that may read them."""
+        """Takes a fit and its indexes off the list. Files are removed here, or by the server that may read them."""
         with beside(self.files.path()) as catalog, catalog.write() as writer:
             collection = collection_named(writer, name)
             directories = drop_fit(writer, collection.id, fit_id)
+            gone = remove_fitless(writer, collection.id)
         self.files.remove(self.files.directory(collection) / FITS, directories)
+        self.files.remove(self.files.directory(collection) / INDEXES, [index.directory for index in gone])
 
     def _fit(self, name: str, spec: FitSpec, report: Report) -> dict[str, Any]:
         files = self.files
@@ -102,8 +105,10 @@ class _Ledger:
             gone = advance_fit(
                 writer, self.collection.id, record, before, generations=generations, fits_max=files.limits.fits
             )
+            fitless = remove_fitless(writer, self.collection.id)
             files.disk.step("fit.registered")
         files.remove(files.directory(self.collection) / FITS, gone)
+        files.remove(files.directory(self.collection) / INDEXES, [index.directory for index in fitless])
 
 
 def tell_plan(facts: dict[str, Any]) -> None:

@@ -23,12 +23,12 @@ from covector_server.jobs.fit_building import (
     plans_of,
     summary,
 )
-from covector_server.jobs.index_carrying import Forget, forget_nothing
+from covector_server.jobs.index_carrying import Forget, forget_nothing, retire_directory
 from covector_server.jobs.indexing import check_current
 from covector_server.jobs.operations import Operations, Progress
 from covector_server.jobs.sweeping import Sweeper
 from covector_server.limits import Limits
-from covector_server.metadata.records import FitRecord, OperationRecord
+from covector_server.metadata.records import FitRecord, IndexRecord, OperationRecord
 from covector_server.query.checkpoints import find_checkpoint
 from covector_server.storage.checkpoint import StoredCheckpointView
 from covector_server.storage.collection import StoredCollection
@@ -41,6 +41,7 @@ from covector_server.storage.fit_files import (
     remove_unlisted_fits,
     unlisted_fits,
 )
+from covector_server.storage.index_files import remove_fitless
 from covector_server.storage.store import Store
 from covector_server.storage.view import CollectionView
 
@@ -53,6 +54,14 @@ class FitStatus:
     record: FitRecord
     fresh_row_count: int
     lost_row_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What is not listed any more: directories below ``fits/``, and the indexes of fits."""
+
+    fits: list[str]
+    indexes: list[IndexRecord]
 
 
 class Fitter:
@@ -113,17 +122,23 @@ class Fitter:
         return found
 
     def drop(self, name: str, fit_id: str) -> None:
-        """Takes a fit off the list, durably; its files go with their last reader. Raises NotFound."""
+        """Takes a fit and its indexes off the list, durably; files go with their last reader. Raises NotFound."""
         collection = self._store.collection(name)
 
-        def drop() -> list[str]:
+        def drop() -> Retired:
             with self._store.catalog.write() as writer:
                 directories = drop_fit(writer, collection.record.id, fit_id)
+                retired = Retired(directories, remove_fitless(writer, collection.record.id))
             self._store.disk.step("fit.dropped")
-            return directories
+            return retired
 
-        for directory in self._committer.call(drop).result():
+        self._retire(collection, self._committer.call(drop).result())
+
+    def _retire(self, collection: StoredCollection, retired: Retired) -> None:
+        for directory in retired.fits:
             retire_fit_directory(self._store, collection, directory, self._forget)
+        for index in retired.indexes:
+            retire_directory(self._store, collection, index.directory, self._forget)
 
     def step(self) -> bool:
         """As ``Sweeper.step``."""
@@ -174,9 +189,9 @@ class Fitter:
     def advance(
         self, collection: StoredCollection, record: FitRecord, before: FitRecord | None, generations: Mapping[int, int]
     ) -> None:
-        """``Ledger.advance`` of a collection."""
+        """``Ledger.advance`` of a collection. The indexes of a fit that is replaced go with it."""
 
-        def work() -> list[str]:
+        def work() -> Retired:
             with self._store.catalog.write() as writer:
                 gone = advance_fit(
                     writer,
@@ -186,11 +201,11 @@ class Fitter:
                     generations=generations,
                     fits_max=self._limits.fits,
                 )
+                retired = Retired(gone, remove_fitless(writer, collection.record.id))
                 self._store.disk.step("fit.registered")
-            return gone
+            return retired
 
-        for directory in self._committer.call(work).result():
-            retire_fit_directory(self._store, collection, directory, self._forget)
+        self._retire(collection, self._committer.call(work).result())
 
     def listed(self, collection: StoredCollection) -> list[FitRecord]:
         """``Ledger.listed`` of a collection."""

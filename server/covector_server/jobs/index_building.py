@@ -19,6 +19,7 @@ from covector_server.index.contract import Spec
 from covector_server.index.kinds import backend_of
 from covector_server.index.source import CheckpointSource, Report
 from covector_server.jobs.index_carrying import part_of
+from covector_server.jobs.index_rules import IndexRule
 from covector_server.metadata.records import IndexRecord
 from covector_server.storage.disk import Disk
 from covector_server.storage.index_files import drafting
@@ -40,23 +41,25 @@ class Place:
 
 
 def check_spec(spec: Spec, dim: int) -> None:
-    """Raises NotFound or InvalidInput for what cannot be built."""
+    """Raises NotFound or InvalidInput for what cannot be built. Its fit, if it needs one, is named already."""
+    if not spec.fit:
+        scorer_named(spec.scorer)
     backend_of(spec.kind).check(spec, dim)
-    scorer_named(spec.scorer)
     if spec.recall is not None and not 0 < spec.recall < 1:
         raise InvalidInput(f"recall {spec.recall:g}: ask for a share above 0 and below 1, such as 0.99", field="recall")
 
 
 def build_index(
-    place: Place, view: PositionedCheckpoint, spec: Spec, report: Report, list_index: ListIndex
+    place: Place, view: PositionedCheckpoint, rule: IndexRule, report: Report, list_index: ListIndex
 ) -> IndexRecord:
-    """Builds an index of the rows in a view and lists it. ``report`` hears of progress and may raise to stop. Raises
-    Conflict for a checkpoint without rows, Corrupt for damaged ones, and what ``list_index`` raises."""
+    """Builds an index of the rows in a view for a rule, and lists it. ``report`` hears of progress and may raise to
+    stop. Raises Conflict for a checkpoint without rows, Corrupt for damaged ones, and what ``list_index`` raises."""
     if not view.row_count:
         raise Conflict(f"checkpoint {view.name!r} has no rows to index; write gradients first", checkpoint=view.name)
+    spec = rule.spec
     backend = backend_of(spec.kind)
     with drafting(place.collection_directory, spec.kind, place.disk) as draft:
-        source = CheckpointSource(view, place.dim, scorer_named(spec.scorer), report)
+        source = CheckpointSource(view, place.dim, rule.scorer, report, rule.preconditioner)
         if not len(source.live):
             raise Conflict(f"checkpoint {view.name!r} has nothing to index: all its rows are zero")
         built = backend.build(source, spec, draft)
@@ -98,6 +101,8 @@ def summary(record: IndexRecord, checkpoint: str) -> dict[str, Any]:
         "index": record.id,
         "kind": record.kind,
         "checkpoint": checkpoint,
+        "scorer": record.scorer,
+        "fit": record.fit,
         "rows": sum(part.row_count for part in record.covered),
         "size_bytes": record.size_bytes,
         "recall": record.recall,

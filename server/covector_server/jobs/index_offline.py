@@ -5,18 +5,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from covector.errors import Conflict, Corrupt, CovectorError
 from covector.types import Space
+from covector_server.fit.cache import FitCache
 from covector_server.index.contract import Spec
 from covector_server.index.kinds import kinds
 from covector_server.jobs.index_building import ATTEMPTS, Place, build_index, check_spec, summary
+from covector_server.jobs.index_rules import rule_of
 from covector_server.jobs.indexing import drop_listed
-from covector_server.jobs.offline import OfflineFiles, Report, checkpoint_named, collection_named
+from covector_server.jobs.offline import (
+    OfflineFiles,
+    OfflineState,
+    Report,
+    checkpoint_ids,
+    checkpoint_named,
+    collection_named,
+)
 from covector_server.limits import Limits
 from covector_server.metadata.lmdb_catalog import beside
 from covector_server.metadata.records import IndexRecord
@@ -54,6 +64,11 @@ class OfflineStore:
             found = listed(reader, collection_named(reader, name).id)
         return sorted(found, key=lambda record: record.built_at_s)
 
+    def checkpoints(self, name: str) -> dict[int, str]:
+        """The names of a collection's checkpoints by id."""
+        with self.files.catalog() as reader:
+            return checkpoint_ids(reader, collection_named(reader, name))
+
     def drop(self, name: str, index_id: str) -> None:
         """Takes an index off the list. Its files are removed here, or by the server that may read them."""
         with beside(self.files.path()) as catalog, catalog.write() as writer:
@@ -67,8 +82,10 @@ class OfflineStore:
             collection = collection_named(reader, name)
             found = checkpoint_named(reader, collection, checkpoint)
         dim = Space.from_json(collection.space_json).dim
-        check_spec(spec, dim)
-        view = files.view(collection, found)
+        view, state = files.view(collection, found), OfflineState(files, collection)
+        looking = files.looking(collection.id, [found.record], report)
+        rule = rule_of(state, view, spec, FitCache(self.limits.fit_cache_bytes), lambda: looking(0, 0))
+        check_spec(rule.spec, dim)
         replaced: list[IndexRecord] = []
 
         def list_it(built: IndexRecord) -> None:
@@ -76,9 +93,8 @@ class OfflineStore:
                 replaced.extend(list_index(writer, collection.id, built, self.limits.indexes))
                 self.disk.step("index.registered")
 
-        looking = files.looking(collection.id, [found.record], report)
         try:
-            built = build_index(Place(files.directory(collection), dim, self.disk), view, spec, looking, list_it)
+            built = build_index(Place(files.directory(collection), dim, self.disk), view, rule, looking, list_it)
         except (Corrupt, FileNotFoundError):
             files.check_current(collection.id, found.record)  # it is no damage if the files went by a compaction
             raise
@@ -87,7 +103,7 @@ class OfflineStore:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the result as JSON; returns the exit status."""
+    """Prints the result, as JSON unless it is a list for people; returns the exit status."""
     given = _parser().parse_args(arguments)
     quiet = given.json or not sys.stderr.isatty()
     store = OfflineStore(given.data, Disk(), Limits())
@@ -96,23 +112,57 @@ def main(arguments: list[str] | None = None) -> int:
     except (CovectorError, OSError) as error:
         print(f"covector: error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result, indent=2))
+    try:
+        is_list = given.command == "list" and not given.json
+        print("\n".join(_lines(result, given.collection)) if is_list else json.dumps(result, indent=2), flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _lines(found: list[dict[str, Any]], collection: str) -> list[str]:
+    """A list of indexes for people."""
+    if not found:
+        return [f"no indexes yet; build one: covector index build {collection}"]
+    head = ("id", "checkpoint", "scorer", "rows", "size", "recall")
+    lines = [head, *(_cells(one) for one in found)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)]
+    return ["  ".join([*map(str.ljust, line, widths), line[-1]]) for line in lines]
+
+
+def _cells(one: dict[str, Any]) -> tuple[str, ...]:
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in one["recall"].items())
+    told = f"{shares}; {one['warning']}" if one["warning"] else shares
+    size = f"{one['size_bytes'] / (1 << 20):.1f} MiB"
+    return one["index"], one["checkpoint"], one["fit"] or one["scorer"], f"{one['rows']:,}", size, told
 
 
 def _run(store: OfflineStore, given: argparse.Namespace, report: Report) -> Any:
     if given.command == "build":
         parameters = {name: value for name in ("rank", "trees") if (value := getattr(given, name)) is not None}
-        spec = Spec(kind=given.kind, scorer=given.scorer, recall=given.recall, parameters=parameters)
+        spec = Spec(
+            kind=given.kind, scorer=given.scorer, fit=given.fit or "", recall=given.recall, parameters=parameters
+        )
         return store.build(given.collection, given.checkpoint or "", spec, report)
     if given.command == "drop":
         store.drop(given.collection, given.id)
         return {"dropped": given.id}
-    return [summary(record, "") for record in store.indexes(given.collection)]
+    names = store.checkpoints(given.collection)
+    return [
+        summary(record, ", ".join(names.get(part.checkpoint_id, "?") for part in record.covered))
+        for record in store.indexes(given.collection)
+    ]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"covector: error: {message}; see covector index --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="covector index",
         description="Build, list and drop indexes of a store, without a server or beside a running one.",
         epilog="example: covector index build resumes --data ./store --kind subspace --recall 0.99",
@@ -121,9 +171,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("collection", metavar="COLLECTION")
     parser.add_argument("id", nargs="?", metavar="ID", help="of the index to drop")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="where the store is")
-    parser.add_argument("--kind", choices=kinds(), default=kinds()[0])
+    parser.add_argument("--kind", default=kinds()[0], help=" or ".join(kinds()))
     parser.add_argument("--checkpoint", metavar="NAME")
     parser.add_argument("--scorer", default="dot")
+    parser.add_argument("--fit", metavar="ID")
     parser.add_argument("--recall", type=float, metavar="SHARE")
     parser.add_argument("--rank", type=int, metavar="N")
     parser.add_argument("--trees", type=int, metavar="N")

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from covector.errors import Conflict, NotFound, near_matches
+from covector_server.fit.cache import FitCache
 from covector_server.index.contract import Spec
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.index_building import ATTEMPTS, Place, build_index, check_spec, summary
 from covector_server.jobs.index_carrying import Forget, forget_nothing, retire_directory
+from covector_server.jobs.index_rules import check_fit, rule_of
 from covector_server.jobs.operations import Operations, Progress
 from covector_server.jobs.sweeping import Sweeper
 from covector_server.limits import Limits
@@ -50,9 +52,11 @@ class Indexer:
         operations: Operations,
         limits: Limits,
         *,
+        fits: FitCache | None = None,
         forget: Forget = forget_nothing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._fits = fits or FitCache(limits.fit_cache_bytes)
         self._store = store
         self._committer = committer
         self._operations = operations
@@ -62,11 +66,13 @@ class Indexer:
 
     def start(self, name: str, checkpoint: str, spec: Spec, request_id: str = "") -> OperationRecord:
         """Starts a build; the same request id again returns the operation it started. ``checkpoint`` may be empty if
-        there is only one. Raises NotFound and InvalidInput for what cannot be built."""
+        there is only one. A scorer that learns is meant by its fit as it is now. Raises NotFound and InvalidInput for
+        what cannot be built."""
         collection = self._store.collection(name)
-        check_spec(spec, collection.space.dim)
         with collection.reading() as view:
             checkpoint = find_checkpoint(view, checkpoint).name
+            spec = check_fit(view, checkpoint, spec, self._fits, lambda: None)
+        check_spec(spec, collection.space.dim)
 
         def work(progress: Progress) -> dict[str, Any]:
             for _ in range(ATTEMPTS):
@@ -116,7 +122,8 @@ class Indexer:
                 check_current(collection, checkpoint)
 
             place = Place(collection.directory, collection.space.dim, self._store.disk)
-            return build_index(place, checkpoint, spec, report, lambda record: self._list(collection, record))
+            rule = rule_of(view, checkpoint, spec, self._fits, lambda: report(0, 0))
+            return build_index(place, checkpoint, rule, report, lambda record: self._list(collection, record))
 
     def _list(self, collection: StoredCollection, record: IndexRecord) -> None:
         def work() -> list[IndexRecord]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from covector.blocks import encode_key
 from covector.errors import Conflict, InvalidInput, NotFound, near_matches
 from covector.types import Space
 from covector_server.limits import Limits
@@ -23,12 +24,13 @@ from covector_server.metadata.lmdb_catalog import beside
 from covector_server.metadata.records import CheckpointCounters, CheckpointRecord, CollectionRecord
 from covector_server.storage.array import ZarrArray
 from covector_server.storage.checkpoint import StoredCheckpoint, StoredCheckpointView
-from covector_server.storage.collection import dead_positions
-from covector_server.storage.damage import DamageLog, DamageReporter
+from covector_server.storage.collection import StoredFit, dead_positions
+from covector_server.storage.damage import DamageLog, DamageReporter, OnDamage
 from covector_server.storage.disk import Disk
 from covector_server.storage.drafts import Moved
+from covector_server.storage.fit_files import FITS, listed_fits
 from covector_server.storage.shard_cache import ShardCache
-from covector_server.storage.view import Positions
+from covector_server.storage.view import Positions, RowIds
 
 LOOK_S = 2.0  # between two looks whether the rows were moved
 
@@ -102,6 +104,30 @@ class OfflineFiles:
         return path
 
 
+@dataclass(frozen=True, slots=True)
+class OfflineState:
+    """``fit.serving.FitView`` of a collection."""
+
+    files: OfflineFiles
+    collection: CollectionRecord
+
+    @property
+    def name(self) -> str:
+        return self.collection.name
+
+    def listed_fits(self) -> list[StoredFit]:
+        """The fits that are listed now."""
+        with self.files.catalog() as reader:
+            records = listed_fits(reader, self.collection.id)
+        root = self.files.directory(self.collection) / FITS
+        log = DamageLog(self.files.limits.damages)
+        return [StoredFit(record, root, DamageReporter(self.name, self.files.data, log)) for record in records]
+
+    def keys_of(self, row_ids: RowIds, on_damage: OnDamage | None = None) -> list[bytes]:
+        """The numbers of the rows: their keys are the server's to know."""
+        return [encode_key(f"number {row_id}") for row_id in row_ids.tolist()]
+
+
 @contextmanager
 def _owned(data: Path) -> Iterator[bool]:
     """Whether no other process has the store open; none opens it while the block runs then."""
@@ -138,7 +164,13 @@ class FoundCheckpoint:
 
 def checkpoint_names(reader: Reader, collection: CollectionRecord) -> list[str]:
     """The checkpoints of a collection, in the order they were made."""
-    return [CheckpointRecord.decode(value).name for _, value in reader.scan("checkpoints", number(collection.id))]
+    return list(checkpoint_ids(reader, collection).values())
+
+
+def checkpoint_ids(reader: Reader, collection: CollectionRecord) -> dict[int, str]:
+    """Their names by id, in the order they were made."""
+    records = [CheckpointRecord.decode(value) for _, value in reader.scan("checkpoints", number(collection.id))]
+    return {record.id: record.name for record in records}
 
 
 def checkpoint_named(reader: Reader, collection: CollectionRecord, name: str) -> FoundCheckpoint:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 PATH: Final = Path(__file__).with_name("libcovector.so")
-VERSION: Final = 4
+VERSION: Final = 5
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 _u32, _i32, _i64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_int64
@@ -30,6 +30,7 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_crc_shift": (None, (_size, _pointer)),
     "covector_crc_join": (_u32, (_u32, _pointer, _size, _pointer)),
     "covector_code_products": (None, (_pointer, _size, _size, _size, _pointer, _pointer)),
+    "covector_nibble_products": (None, (_pointer, _size, _size, _size, _pointer, _pointer, _pointer)),
     "covector_scan_paths": (_i32, ()),
     "covector_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),
     "covector_exact_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),

@@ -30,8 +30,9 @@ from covector_server.storage.view import NO_KEY, CollectionView, PositionedCheck
 
 RESCORE_ELEMENTS = 4 << 20  # of candidates scored at once
 
-# Scans and re-scores what a plan sees: the ends of each result, the stages, whether all keys could be read.
-ExactSearch: TypeAlias = Callable[[Plan], tuple[tuple[Ends, ...], tuple[Stage, ...], bool]]
+# Scans and re-scores what a plan sees of the rows in a mask: the ends of each result, the stages, whether all keys
+# could be read.
+ExactSearch: TypeAlias = Callable[[Plan, Mask | None], tuple[tuple[Ends, ...], tuple[Stage, ...], bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +51,21 @@ class IndexSearch:
         (term,) = self.plan.terms
         (part,) = self.record.covered
         known, candidates, rescored = self._known(index)
-        checkpoint = positioned(self.plan)
+        checkpoint = positioned(term)
         if checkpoint.position_count == part.row_count:
             return known, (candidates, rescored)
         newer = replace(self.plan, terms=(replace(term, view=checkpoint.since(part.row_count)),))
-        fresh, stages, all_named = exact_search(newer)
+        fresh, stages, all_named = exact_search(newer, self.mask)
         if not all_named:
             raise Corrupt("a key cannot be read")
-        merged = tuple(
-            Ends(_merged(a.proponents, b.proponents, self.k, 1.0), _merged(a.opponents, b.opponents, self.k, -1.0))
-            for a, b in zip(known, fresh, strict=True)
-        )
-        return merged, (candidates, *stages, _joined(rescored, merged))
+        merged = merged_ends(known, fresh, self.k)
+        return merged, (candidates, *stages, joined(rescored, merged))
 
     def _known(self, index: Index) -> tuple[tuple[Ends, ...], Stage, Stage]:
         """The ends among the rows that the index covers."""
         started = time.perf_counter()
         (term,) = self.plan.terms
-        checkpoint = positioned(self.plan)
+        checkpoint = positioned(term)
         rows = CheckpointRows(checkpoint, term.scorer, self.plan.dim, self.mask)
         search = Search(term.narrow, candidate_count(self.record.oversampling, self.k), rows, self._check)
         found = index.candidates(search)
@@ -76,7 +74,7 @@ class IndexSearch:
         ends = tuple(self._ends(checkpoint, positions, group) for group, positions in enumerate(drawn))
         count = sum(map(len, drawn))
         candidates = Stage("candidates", found.seen_count, count, drawn_s - started)
-        return ends, candidates, Stage("rescore", count, _hit_count(ends), time.perf_counter() - drawn_s)
+        return ends, candidates, Stage("rescore", count, hit_count(ends), time.perf_counter() - drawn_s)
 
     def _ends(self, checkpoint: PositionedCheckpoint, positions: Positions, group: int) -> Ends:
         """The best of some candidates of one result, by exact scores."""
@@ -88,7 +86,7 @@ class IndexSearch:
             scores = term.exact(strip, slice(group, group + 1))[0]
             for turn, ranking in rankings.items():
                 ranking.add(turn * scores, strip.row_ids)
-        return Ends(_end(rankings[1.0], 1.0), _end(rankings[-1.0], -1.0))
+        return Ends(end_of(rankings[1.0], 1.0), end_of(rankings[-1.0], -1.0))
 
     def _keys_of(self, row_ids: Positions) -> list[bytes]:
         return self.view.keys_of(row_ids)
@@ -97,9 +95,18 @@ class IndexSearch:
         check_cancelled(self.cancelled)
 
 
-def _end(ranking: Ranking, turn: float) -> End:
+def end_of(ranking: Ranking, turn: float) -> End:
+    """The end that a ranking found; ``turn``: -1 where it was given scores with their sign turned."""
     row_ids, keys, scores = ranking.best()
     return End(row_ids, keys, turn * scores + 0.0)  # no score leaves as -0.0
+
+
+def merged_ends(one: tuple[Ends, ...], other: tuple[Ends, ...], k: int) -> tuple[Ends, ...]:
+    """The k best of the results of two searches without a row in common."""
+    return tuple(
+        Ends(_merged(a.proponents, b.proponents, k, 1.0), _merged(a.opponents, b.opponents, k, -1.0))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _merged(one: End, other: End, k: int, turn: float) -> End:
@@ -112,10 +119,11 @@ def _merged(one: End, other: End, k: int, turn: float) -> End:
     return End(row_ids[order], [keys[place] for place in order], scores[order])
 
 
-def _hit_count(ends: tuple[Ends, ...]) -> int:
+def hit_count(ends: tuple[Ends, ...]) -> int:
+    """Hits of all results."""
     return sum(len(end.keys) for both in ends for end in (both.proponents, both.opponents))
 
 
-def _joined(rescored: Stage, ends: tuple[Ends, ...]) -> Stage:
+def joined(rescored: Stage, ends: tuple[Ends, ...]) -> Stage:
     """The stage of the candidates' exact scores, after what is newer was merged in."""
-    return replace(rescored, rows_out=_hit_count(ends))
+    return replace(rescored, rows_out=hit_count(ends))

@@ -6,14 +6,16 @@ costs more than one of a run; so does a second query less than the first, since 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from covector.errors import Corrupt
 from covector_server.index.cache import IndexCache
 from covector_server.index.contract import candidate_count
+from covector_server.index.kinds import backend_of, summing_kinds
 from covector_server.metadata.records import IndexPart, IndexRecord
-from covector_server.query.planner import Plan
+from covector_server.query.planner import Plan, Term
 from covector_server.query.question import Question
 from covector_server.storage.view import CollectionView, ListedIndex, PositionedCheckpoint
 
@@ -24,9 +26,9 @@ FIXED_ELEMENTS = 500_000  # of taking the path at all
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An index to use, None for exact search; ``reason`` says why, for people."""
+    """The indexes to use, one for each checkpoint, none for exact search; ``reason`` says why, for people."""
 
-    listed: ListedIndex | None
+    listed: tuple[ListedIndex, ...]
     reason: str
 
 
@@ -36,48 +38,79 @@ def choose(
     """match_count: rows that the filter holds for, None without one."""
     hindrance = _hindrance(plan, question)
     if hindrance:
-        return Choice(None, hindrance)
-    checkpoint = positioned(plan)
+        return Choice((), hindrance)
     try:
         listed_now = view.listed_indexes()
     except Corrupt as error:
-        return Choice(None, f"the list of indexes is damaged: {error.message}")
-    fitting = [listed for listed in listed_now if fits(listed.record, checkpoint, question.scorer)]
+        return Choice((), f"the list of indexes is damaged: {error.message}")
+    chosen: list[ListedIndex] = []
+    index_costs = exact_costs = 0.0
+    for term in plan.terms:
+        checkpoint = positioned(term)
+        sound = _sound(listed_now, checkpoint, question, indexes, summed=len(plan.terms) > 1)
+        if isinstance(sound, str):
+            return Choice((), sound)
+        row_count = checkpoint.row_count if match_count is None else min(match_count, checkpoint.row_count)
+        exact_costs += row_count * plan.dim * _vectors_cost(plan)
+        costs = {listed.record.id: index_cost(listed.record, checkpoint, plan, k) for listed in sound}
+        chosen.append(min(sound, key=lambda listed: costs[listed.record.id]))
+        index_costs += costs[chosen[-1].record.id]
+    names = " and ".join(listed.record.id for listed in chosen)
+    row_count = view.row_count if match_count is None else match_count
+    if index_costs >= exact_costs:
+        return Choice((), f"exact search of {row_count} rows costs less than index {names}")
+    return Choice(tuple(chosen), f"index {names} costs less than exact search of {row_count} rows")
+
+
+def _sound(
+    listed_now: Sequence[ListedIndex],
+    checkpoint: PositionedCheckpoint,
+    question: Question,
+    indexes: IndexCache,
+    *,
+    summed: bool,
+) -> list[ListedIndex] | str:
+    """The indexes that a checkpoint can be asked by, or why there is none."""
+    fitting = [listed for listed in listed_now if fits(listed.record, checkpoint, question)]
+    rule = f"checkpoint {checkpoint.name!r} and {_rule_name(question)}"
+    if summed and fitting and not any(backend_of(listed.record.kind).can_sum for listed in fitting):
+        return (
+            f"only a {' or '.join(summing_kinds())} index can be summed over checkpoints, and there is none for {rule}"
+        )
+    if summed:
+        fitting = [listed for listed in fitting if backend_of(listed.record.kind).can_sum]
     if not fitting:
-        return Choice(None, f"no index for checkpoint {checkpoint.name!r} and scorer {question.scorer!r}")
+        return f"no index for {rule}" + (", one of several checkpoints that are summed" if summed else "")
     sound = [listed for listed in fitting if not indexes.trouble(listed)]
-    if not sound:
-        return Choice(None, f"index {fitting[0].record.id} {indexes.trouble(fitting[0])}")
-    row_count = checkpoint.row_count if match_count is None else min(match_count, checkpoint.row_count)
-    exact_cost = row_count * plan.dim * _vectors_cost(plan)
-    costs = {listed.record.id: index_cost(listed.record, checkpoint, plan, k) for listed in sound}
-    best = min(sound, key=lambda listed: costs[listed.record.id])
-    if costs[best.record.id] >= exact_cost:
-        return Choice(None, f"exact search of {row_count} rows costs less than index {best.record.id}")
-    return Choice(best, f"index {best.record.id} costs less than exact search of {row_count} rows")
+    return sound or f"index {fitting[0].record.id} {indexes.trouble(fitting[0])}"
 
 
-def positioned(plan: Plan) -> PositionedCheckpoint:
-    """The only checkpoint of a plan. Where there are indexes, checkpoints can be told by positions."""
-    return cast("PositionedCheckpoint", plan.terms[0].view)
+def positioned(term: Term) -> PositionedCheckpoint:
+    """The checkpoint of a term. Where there are indexes, checkpoints can be told by positions."""
+    return cast("PositionedCheckpoint", term.view)
 
 
 def _hindrance(plan: Plan, question: Question) -> str:
     if question.exact:
         return "exact search was asked for"
-    if len(plan.terms) > 1:
-        return "several checkpoints are summed, and no index covers the set"
     if plan.reduce_max:
         return "the smallest of a maximum over groups is not among the groups' smallest"
     return ""
 
 
-def fits(record: IndexRecord, checkpoint: PositionedCheckpoint, scorer: str) -> bool:
-    """Whether an index is of this very checkpoint, as the view sees it, and answers this scorer."""
-    if scorer not in record.scorers or record.fit or len(record.parts) != 1:
+def fits(record: IndexRecord, checkpoint: PositionedCheckpoint, question: Question) -> bool:
+    """Whether an index is of this very checkpoint, as the view sees it, and answers the scorer, or was built for the
+    very fit."""
+    if len(record.parts) != 1 or record.fit != (question.fit.record.id if question.fit else ""):
+        return False
+    if question.fit is None and question.scorer not in record.scorers:
         return False
     (part,) = record.covered
     return (part.checkpoint_id, part.generation) == (checkpoint.id, checkpoint.generation) and covers(part, checkpoint)
+
+
+def _rule_name(question: Question) -> str:
+    return f"scorer {question.scorer!r}" if question.fit is None else f"fit {question.fit.record.id}"
 
 
 def covers(part: IndexPart, checkpoint: PositionedCheckpoint) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final, cast
 
 from covector.attribution.scoring import to_float32
 from covector.errors import Corrupt, InvalidInput
 from covector.types import Stage
 from covector_server.index.cache import IndexCache
+from covector_server.index.contract import Index, Summable
 from covector_server.limits import Limits
+from covector_server.metadata.records import IndexRecord
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
 from covector_server.query.candidates import IndexSearch
 from covector_server.query.choosing import choose
@@ -22,11 +24,14 @@ from covector_server.query.omission import Omissions, settled
 from covector_server.query.planner import Plan, plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
 from covector_server.query.scan import Mask, Scan, blocks_by_row_id, scan_each
-from covector_server.query.stored_queries import plan_self_scan, self_scores
+from covector_server.query.stored_queries import SelfScan, self_scores, self_terms
+from covector_server.query.summed import SummedSearch
 from covector_server.query.topk import Selection
 from covector_server.query.workers import Workers
 from covector_server.storage.damage import Damage, OnDamage
 from covector_server.storage.view import CollectionView
+
+INDEX_SEPARATOR: Final = "+"  # between the ids of indexes that were summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,29 +125,43 @@ class _Asked:
 def _by_index(asked: _Asked, indexes: IndexCache) -> tuple[TopKAnswer | None, str]:
     """The answer of an index, or why there is none. What an index leads to may be damaged: if damaged rows are to be
     left out, exact search finds all of them."""
-    view, plan, question = asked.view, asked.plan, asked.question
+    question = asked.question
     match_count = None if asked.mask is None else asked.filter_stage.rows_out
-    choice = choose(view, plan, question, asked.k, match_count, indexes)
-    if choice.listed is None:
+    choice = choose(asked.view, asked.plan, question, asked.k, match_count, indexes)
+    if not choice.listed:
         return None, choice.reason
-    record = choice.listed.record
-    index = indexes.open(choice.listed, lambda: check_cancelled(asked.cancelled))
-    if index is None:
-        return None, f"index {record.id} {indexes.trouble(choice.listed)}"
-
-    def exact_search(newer: Plan) -> tuple[tuple[Ends, ...], tuple[Stage, ...], bool]:
-        scan = Scan(newer, asked.mask, view.row_id_count, asked.cancelled, workers=asked.workers)
-        return _select(view, scan, asked.k)
-
+    opened: list[Index] = []
+    for listed in choice.listed:
+        index = indexes.open(listed, lambda: check_cancelled(asked.cancelled))
+        if index is None:
+            return None, f"index {listed.record.id} {indexes.trouble(listed)}"
+        opened.append(index)
+    records = [listed.record for listed in choice.listed]
+    name = INDEX_SEPARATOR.join(record.id for record in records)
     try:
-        search = IndexSearch(view, plan, asked.k, asked.mask, record, asked.cancelled)
-        results, stages = search.run(index, exact_search)
+        results, stages = _searched(asked, records, opened)
     except Corrupt as error:
         if question.damaged == "fail":
             raise
-        return None, f"rows that index {record.id} led to are damaged: {error.message}"
+        return None, f"rows that index {name} led to are damaged: {error.message}"
     stages = (asked.filter_stage, *stages)
-    return TopKAnswer(results, stages, question.scorer, index=record.id, reason=choice.reason), ""
+    return TopKAnswer(results, stages, question.scorer, index=name, reason=choice.reason), ""
+
+
+def _searched(
+    asked: _Asked, records: Sequence[IndexRecord], opened: Sequence[Index]
+) -> tuple[tuple[Ends, ...], tuple[Stage, ...]]:
+    """The ends of each result and the stages, by an index of each checkpoint."""
+
+    def exact_search(plan: Plan, mask: Mask | None) -> tuple[tuple[Ends, ...], tuple[Stage, ...], bool]:
+        scan = Scan(plan, mask, asked.view.row_id_count, asked.cancelled, workers=asked.workers)
+        return _select(asked.view, scan, asked.k)
+
+    if len(records) == 1:
+        search = IndexSearch(asked.view, asked.plan, asked.k, asked.mask, records[0], asked.cancelled)
+        return search.run(opened[0], exact_search)
+    summed = SummedSearch(asked.view, asked.plan, asked.k, asked.mask, records, asked.cancelled)
+    return summed.run([cast("Summable", index) for index in opened], exact_search)
 
 
 def grouped(
@@ -235,14 +254,21 @@ def scores(
 
 
 def self_influence(
-    view: CollectionView, question: Question, *, limits: Limits | None = None, cancelled: Cancelled = never
+    view: CollectionView,
+    question: Question,
+    *,
+    limits: Limits | None = None,
+    cancelled: Cancelled = never,
+    workers: Workers | None = None,
 ) -> ScoreStream:
     """What each row scores as its own query; the question's vectors, groups and kind are not looked at. Raises as
     ``scores`` does."""
     limits = limits or Limits()
     omissions = _omissions(question, limits)
-    mask, _ = _filter(view, question, limits, cancelled, on_damage=_sink(omissions))
-    scan = plan_self_scan(view, question, mask, cancelled, _sink(omissions))
+    on_damage = _sink(omissions)
+    mask, _ = _filter(view, question, limits, cancelled, on_damage=on_damage)
+    terms = self_terms(view, question)
+    scan = SelfScan(terms, question.missing, mask, view.row_id_count, cancelled, on_damage, workers)
     return ScoreStream(1, question.scorer, self_scores(scan), omissions)
 
 

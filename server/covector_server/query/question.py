@@ -89,7 +89,8 @@ class Ends:
 @dataclass(frozen=True, slots=True)
 class TopKAnswer:
     """The ends of each result, the stages that found them, and what was left out under ``damaged="omit"``. ``index``:
-    the id of the one used, empty for exact search; ``reason``: why that way, for people."""
+    the id of the one used, those of several with a + between them, empty for exact search; ``reason``: why that way,
+    for people."""
 
     results: tuple[Ends, ...]
     stages: tuple[Stage, ...]

@@ -7,7 +7,6 @@ few rows pass is answered by reading those alone, one that many pass by leaving 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,10 +17,12 @@ import numpy.typing as npt
 from covector.attribution.scoring import Float64
 from covector_server.kernels.topk import Scored, accumulate
 from covector_server.query.cancellation import Cancelled, check_cancelled
+from covector_server.query.checkpoints import whole_sums
 from covector_server.query.planner import Plan, Term
+from covector_server.query.reading import each_strip
 from covector_server.query.workers import Workers
-from covector_server.storage.damage import Damage, OnDamage
-from covector_server.storage.view import Positions, RowIds, Strip, StripSource
+from covector_server.storage.damage import OnDamage
+from covector_server.storage.view import RowIds, Strip
 
 STRIP_BYTES: Final = 64 << 20  # of float16 rows in a strip, at most
 STRIP_BYTES_MIN: Final = 1 << 20
@@ -145,35 +146,15 @@ def _score_strips(scan: Scan, term: Term, within: range | RowIds | None, take: T
     else:
         row_id_range = None if within is None or len(within) == scan.row_id_count else (within.start, within.stop)
         sources, mask = term.view.strips(rows_max, row_id_range), scan.mask
-    telling = threading.Lock()
 
-    def work(source: StripSource) -> None:
-        check_cancelled(scan.cancelled)
-        scored, damages = _scored(term, source, mask, omitting=scan.on_damage is not None)
-        with telling:
-            for damage in damages:
-                assert scan.on_damage is not None
-                scan.on_damage(damage)
-        if scored is not None:
-            take(scored)
+    def score(strip: Strip) -> None:
+        if mask is not None:
+            chosen = mask[strip.row_ids]
+            strip = strip if chosen.all() else strip.pick(np.flatnonzero(chosen))
+        if len(strip.row_ids):
+            take(term.approximate(strip))
 
-    if scan.workers is not None:
-        scan.workers.each(work, sources)
-        return
-    for source in sources:
-        work(source)
-
-
-def _scored(
-    term: Term, source: StripSource, mask: Mask | None, *, omitting: bool
-) -> tuple[Scored | None, list[Damage]]:
-    """The scores of a strip's rows that are in the mask, and what of it is damaged."""
-    damages: list[Damage] = []
-    strip = source.load(damages.append if omitting else None)
-    if mask is not None:
-        chosen = mask[strip.row_ids]
-        strip = strip if chosen.all() else strip.pick(np.flatnonzero(chosen))
-    return (term.approximate(strip) if len(strip.row_ids) else None), damages
+    each_strip(scan, sources, score)
 
 
 def _block_of(scan: Scan, within: range | RowIds) -> Scored:
@@ -193,22 +174,7 @@ def _block_of(scan: Scan, within: range | RowIds) -> Scored:
     for term in plan.terms:
         _score_strips(scan, term, within, add)
     every = np.arange(within.start, within.stop) if isinstance(within, range) else within
-    kept = _complete(scan, seen, every)
+    kept = whole_sums([term.view for term in plan.terms], plan.missing, seen, every, scan.on_damage)
     if len(kept) == len(every):
         return Scored.plain(total, error, every)
     return Scored.plain(total[:, kept], error[:, kept], every[kept])
-
-
-def _complete(scan: Scan, seen: npt.NDArray[np.int32], row_ids: RowIds) -> Positions:
-    """Places of the rows whose sum lacks nothing, given at how many checkpoints each was seen. With damage, a row that
-    was not seen may be there all the same, and then its sum is not known."""
-    term_count = len(scan.plan.terms)
-    if scan.plan.missing == "omit":
-        return np.flatnonzero(seen >= term_count)
-    places = np.flatnonzero(seen)
-    if scan.on_damage is None:
-        return places
-    partial = places[seen[places] < term_count]
-    has = (term.view.has(row_ids[partial], scan.on_damage).astype(np.int32) for term in scan.plan.terms)
-    stored = sum(has, start=np.int32(0))
-    return np.setdiff1d(places, partial[seen[partial] < stored])

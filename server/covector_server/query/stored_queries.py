@@ -12,15 +12,18 @@ from covector.attribution.scoring import Float64, RowFacts, Scorer, dots, norms,
 from covector.blocks import decode_key
 from covector.errors import InvalidInput, NotFound
 from covector.types import GradientKind
-from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.checkpoints import checkpoints_of
+from covector_server.query.cancellation import Cancelled
+from covector_server.query.checkpoints import checkpoints_of, whole_sums
 from covector_server.query.fitted import scorers_of
 from covector_server.query.question import Missing, Question, ScoreBlock
+from covector_server.query.reading import each_strip
+from covector_server.query.workers import Workers
 from covector_server.storage.damage import OnDamage
-from covector_server.storage.view import CheckpointView, CollectionView, Tile
+from covector_server.storage.view import CheckpointView, CollectionView, RowIds, Strip
 
 RANGE_ROWS = 1 << 18  # row ids whose sums are kept at once
-TILE_ELEMENTS = 1 << 20  # of float64 rows at once
+STRIP_ROWS = 1 << 12
+WIDE_ELEMENTS = 1 << 20  # of float64 rows at once, a thread
 
 Mask = npt.NDArray[np.bool_]
 
@@ -56,60 +59,70 @@ def _gradients(
 
 
 @dataclass(frozen=True, slots=True)
-class SelfScan:
-    """What is asked of every row: its own score. ``mask``: bool[row_id_count], None for all rows."""
+class SelfTerm:
+    """One checkpoint's share of the rows' own scores. ``weight``: of the checkpoint in the sum."""
 
-    terms: tuple[tuple[CheckpointView, Scorer, float], ...]  # with its weight in the sum
+    view: CheckpointView
+    scorer: Scorer
+    weight: float
+
+    def scores(self, strip: Strip) -> Float64:
+        """What each row scores as its own query, float64[n]: in float64, some rows at a time."""
+        step = max(1, WIDE_ELEMENTS // strip.rows.dim)
+        starts = range(0, len(strip.row_ids), step)
+        return self.weight * np.concatenate([self._some(strip, slice(start, start + step)) for start in starts])
+
+    def _some(self, strip: Strip, span: slice) -> Float64:
+        rows = strip.rows.copied_span(span.start, span.stop).astype(np.float64)
+        scales, trak_q, row_ids = strip.scales[span], strip.trak_q[span], strip.row_ids[span]
+        queries = self.scorer.prepare(rows * scales[:, None])
+        return dots(queries, rows) * self.scorer.row_factor(RowFacts(norms(rows), scales, trak_q, row_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class SelfScan:
+    """What is asked of every row: its own score. ``mask``: bool[row_id_count], None for all rows. The rest is as in
+    ``scan.Scan``."""
+
+    terms: tuple[SelfTerm, ...]
     missing: Missing
     mask: Mask | None
-    dim: int
     row_id_count: int
     cancelled: Cancelled
     on_damage: OnDamage | None
+    workers: Workers | None
 
 
-def plan_self_scan(
-    view: CollectionView, question: Question, mask: Mask | None, cancelled: Cancelled, on_damage: OnDamage | None
-) -> SelfScan:
+def self_terms(view: CollectionView, question: Question) -> tuple[SelfTerm, ...]:
     """Raises NotFound for an unknown scorer or checkpoint, and as ``FitUse.scorers`` does."""
     checkpoints = checkpoints_of(view, question)
     scorers = scorers_of(view, question, checkpoints)
     weights = scorers[0].checkpoint_weights([checkpoint.eta for checkpoint in checkpoints])
-    terms = tuple(zip(checkpoints, scorers, weights, strict=True))
-    return SelfScan(terms, question.missing, mask, view.space.dim, view.row_id_count, cancelled, on_damage)
+    return tuple(SelfTerm(*each) for each in zip(checkpoints, scorers, weights, strict=True))
 
 
 def self_scores(scan: SelfScan) -> Iterator[ScoreBlock]:
     """What each row scores as its own query: float32[1, n] blocks, row ids ascending; summed in float64."""
-    rows_max = max(1, TILE_ELEMENTS // scan.dim)
     for low in range(0, scan.row_id_count, RANGE_ROWS):
-        high = min(low + RANGE_ROWS, scan.row_id_count)
-        total, seen = np.zeros(high - low), np.zeros(high - low, dtype=np.int32)
-        for checkpoint, scorer, weight in scan.terms:
-            for tile in checkpoint.tiles(rows_max, (low, high), scan.on_damage):
-                check_cancelled(scan.cancelled)
-                total[tile.row_ids - low] += weight * _own_scores(scorer, tile)
-                seen[tile.row_ids - low] += 1
-        places = np.flatnonzero(_is_whole(scan, seen, low))
+        row_ids = np.arange(low, min(low + RANGE_ROWS, scan.row_id_count))
+        total, seen = _sums(scan, row_ids)
+        places = whole_sums([term.view for term in scan.terms], scan.missing, seen, row_ids, scan.on_damage)
+        if scan.mask is not None:
+            places = places[scan.mask[row_ids[places]]]
         if len(places):
-            yield ScoreBlock(places + low, to_float32(total[places])[None, :])
+            yield ScoreBlock(row_ids[places], to_float32(total[places])[None, :])
 
 
-def _own_scores(scorer: Scorer, tile: Tile) -> Float64:
-    rows = tile.rows.astype(np.float64)
-    queries = scorer.prepare(rows * tile.scales[:, None])
-    return dots(queries, rows) * scorer.row_factor(RowFacts(norms(rows), tile.scales, tile.trak_q, tile.row_ids))
+def _sums(scan: SelfScan, row_ids: RowIds) -> tuple[Float64, npt.NDArray[np.int32]]:
+    """The sums over checkpoints of consecutive rows, and at how many each was seen."""
+    low, high = int(row_ids[0]), int(row_ids[-1]) + 1
+    total, seen = np.zeros(len(row_ids)), np.zeros(len(row_ids), dtype=np.int32)
+    for term in scan.terms:
 
+        def add(strip: Strip, term: SelfTerm = term) -> None:
+            """No two strips of a checkpoint have a row in common, so threads never meet."""
+            total[strip.row_ids - low] += term.scores(strip)
+            seen[strip.row_ids - low] += 1
 
-def _is_whole(scan: SelfScan, seen: npt.NDArray[np.int32], low: int) -> Mask:
-    """Which rows from ``low`` on are asked about and lack no summand: a damaged one is not a missing one."""
-    whole: Mask = seen == len(scan.terms)
-    if scan.missing == "zero":
-        partial = np.flatnonzero((seen > 0) & ~whole)
-        whole = seen > 0
-        if scan.on_damage is not None and len(partial):
-            has = [checkpoint.has(partial + low, scan.on_damage) for checkpoint, _, _ in scan.terms]
-            whole[partial[np.sum(has, axis=0) > seen[partial]]] = False
-    if scan.mask is not None:
-        whole &= scan.mask[low : low + len(seen)]
-    return whole
+        each_strip(scan, term.view.strips(STRIP_ROWS, (low, high)), add)
+    return total, seen

@@ -191,8 +191,8 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
     def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
         with self._open_view(spec.collection) as view:
             question = self._question(view, spec, vectors, cancelled)
-            ask = self_influence if spec.self_influence else partial(scores, workers=self._workers)
-            stream = ask(view, question, limits=self._limits, cancelled=cancelled)
+            ask = self_influence if spec.self_influence else scores
+            stream = ask(view, question, limits=self._limits, cancelled=cancelled, workers=self._workers)
             row_count, fit = 0, None if question.fit is None else question.fit.record
             for block in stream.blocks:
                 for message in _score_messages(view, block, stream.omissions):

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from covector.errors import Conflict, LimitExceeded
+from covector.errors import Conflict, Corrupt, LimitExceeded
 from covector_server.metadata.catalog import Catalog, Reader, Writer, number
 from covector_server.metadata.records import CheckpointRecord, IndexRecord
 from covector_server.storage import drafts
 from covector_server.storage.disk import Disk
 from covector_server.storage.drafts import MANIFEST, Check, Draft, DraftFile, Listed, Moved, map_draft
 from covector_server.storage.drafts import MappedFiles as IndexFiles
+from covector_server.storage.fit_files import fit_key
 
 INDEXES = "indexes"
 REMEDY = "build the index again"
@@ -42,6 +43,8 @@ def list_index(writer: Writer, collection_id: int, record: IndexRecord, indexes_
             raise Conflict("the collection was deleted while the index was built")
         if CheckpointRecord.decode(value).generation != part.generation:
             raise Moved("the checkpoint was compacted while the index was built; build it again")
+    if not _has_fit(writer, collection_id, record):
+        raise Conflict(f"fit {record.fit} was dropped or replaced while the index was built; build it again")
     others = listed(writer, collection_id)
     replaced = [other for other in others if record.replaces(other)]
     if len(others) - len(replaced) >= indexes_max:
@@ -59,6 +62,27 @@ def list_index(writer: Writer, collection_id: int, record: IndexRecord, indexes_
 def remove_index(writer: Writer, collection_id: int, index_id: str) -> None:
     """Takes an index off the list."""
     writer.delete("indexes", index_key(collection_id, index_id))
+
+
+def remove_fitless(writer: Writer, collection_id: int) -> list[IndexRecord]:
+    """Takes indexes whose fit is not listed any more off the list, and returns them: an index serves the queries of its
+    fit alone, so it goes in the transaction in which that goes."""
+    gone = fitless(writer, collection_id)
+    for record in gone:
+        remove_index(writer, collection_id, record.id)
+    return gone
+
+
+def fitless(reader: Reader, collection_id: int) -> list[IndexRecord]:
+    """Indexes whose fit is not listed; none where the list is damaged."""
+    try:
+        return [one for one in listed(reader, collection_id) if not _has_fit(reader, collection_id, one)]
+    except Corrupt:
+        return []
+
+
+def _has_fit(reader: Reader, collection_id: int, record: IndexRecord) -> bool:
+    return not record.fit or reader.get("fits", fit_key(collection_id, record.fit)) is not None
 
 
 def index_key(collection_id: int, index_id: str) -> bytes:

@@ -8,17 +8,27 @@ from covector_server.metadata.records import BlockRecord
 from covector_server.storage.collection import StoredCollection
 from covector_server.storage.disk import Disk
 from covector_server.storage.fit_files import remove_unlisted_fits
-from covector_server.storage.index_files import remove_unlisted
+from covector_server.storage.index_files import fitless, remove_fitless, remove_unlisted
 
 
 def remove_orphans(collection: StoredCollection, disk: Disk) -> None:
     """Call it when the collection is loaded, before anything reads or writes it."""
     _remove_generations(collection, disk)
+    _remove_fitless_indexes(collection)
     remove_unlisted(collection.directory, collection.record.id, collection.catalog, disk)
     remove_unlisted_fits(collection.directory, collection.record.id, collection.catalog, disk)
     collection.keys.remove_orphans()
     _remove_uncommitted_logs(collection, disk)
     forget_logs(collection, empty_logs(collection, retired_logs(collection)))
+
+
+def _remove_fitless_indexes(collection: StoredCollection) -> None:
+    """Indexes whose fit a repair took out."""
+    with collection.catalog.read() as reader:
+        found = fitless(reader, collection.record.id)
+    if found:
+        with collection.catalog.write() as writer:
+            remove_fitless(writer, collection.record.id)
 
 
 def retired_logs(collection: StoredCollection) -> list[int]:
