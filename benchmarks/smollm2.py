@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -119,8 +119,8 @@ class Learner:
         torch.manual_seed(recipe.start)
         self.model: PeftModel = training.adapt(base, training.Recipe(rank=recipe.rank, top_layers=recipe.top_layers))
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self._causal: Any = self.model.get_base_model()
-        self._top = self._causal.model.layers[-recipe.top_layers :]
+        self._causal = cast("Any", self.model.get_base_model())
+        self._top: Any = cast("Any", self._causal.model).layers[-recipe.top_layers :]
         self._start = copied(self.parameters)
         self.row_entries, self.query_entries = self._entries(work / "entries.pt")
 

@@ -7,7 +7,7 @@ as many as there are rows, with the same inner products.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,12 @@ class Gradients:
 
     def groups(self, level: str) -> list[list[int]]:
         """Parameters that go together: each by itself, A with B, or those of a decoder layer."""
-        cut = {"parameter": lambda name: name, "module": lambda name: name.split(".lora_")[0]}.get(
-            level, lambda name: name.split(".layers.")[1].split(".")[0]
-        )
+        cuts: dict[str, Callable[[str], str]] = {
+            "parameter": lambda name: name,
+            "module": lambda name: name.split(".lora_")[0],
+            "layer": lambda name: name.split(".layers.")[1].split(".")[0],
+        }
+        cut = cuts[level]
         found: dict[str, list[int]] = {}
         for number, block in enumerate(self.blocks):
             found.setdefault(cut(block.name), []).append(number)
@@ -130,7 +133,7 @@ class Gradients:
     def _keep(self, path: Path, whole: Float32, trak_q: Float32) -> None:
         arrays: dict[str, Any] = {f"sketch/{dim}": self._sketched(whole, CountSketch(dim)) for dim in DIMS}
         arrays["sketch/layers"] = self._sketched(whole, CountSketch(DEFAULT_DIM, blocks="layer"))
-        arrays["grams"] = np.stack([part @ part.T for part in map(np.float64, self._parts(whole))])
+        arrays["grams"] = np.stack([part @ part.T for part in (part.astype(np.float64) for part in self._parts(whole))])
         arrays["trak_q"] = trak_q
         write_arrays(path, arrays)
 
@@ -186,7 +189,7 @@ def in_eigenbases(matrices: Float32, row_count: int) -> Float64:
     moments over the n rows."""
     wide = matrices.astype(np.float64)
     rows = wide[:row_count]
-    left, right = (np.linalg.eigh(np.tensordot(rows, rows, [axes, axes]))[1] for axes in ([0, 2], [0, 1]))
+    left, right = (np.linalg.eigh(np.tensordot(rows, rows, (axes, axes)))[1] for axes in ((0, 2), (0, 1)))
     return np.asarray((left.T @ wide @ right).reshape(len(wide), -1))
 
 

@@ -59,7 +59,7 @@ def outputs_path(work: Path, seed: int, subset: int) -> Path:
 
 def retrain(learner: Learner, members: npt.NDArray[np.int64], seed: int, path: Path) -> None:
     """Trains on these rows and writes the queries' outputs, float32[2, queries]."""
-    learner.train(members, seed)
+    learner.train(members.tolist(), seed)
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         np.save(file, learner.outputs())
