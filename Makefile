@@ -24,7 +24,7 @@ SOURCES := client server scripts native tests benchmarks examples hatch_build.py
 KERNELS := server/covector_server/kernels/libcovector.so
 
 .PHONY: help demo test format lint types imports proto unit chaos power image-check stubs clean
-.PHONY: bench-ingest bench-search bench-curve bench-smoke bench-peers oracles bench-lds
+.PHONY: bench-ingest bench-search bench-curve bench-smoke bench-peers oracles bench-lds bench-lds-lm bench-style
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -95,6 +95,12 @@ oracles: $(ORACLES)/oracles.stamp  ## Scores by traker and dattri, in an environ
 bench-lds: $(ORACLES)/oracles.stamp  ## How well each scorer foretells retrained models, on sklearn's digits (ARGS="--retrain")
 	@$(ORACLES)/bin/python -m benchmarks.lds_digits $(ARGS)
 
+bench-lds-lm: $(VENV)/words.stamp  ## The same on a language model, from its kept outputs, a quarter of an hour (ARGS="--retrain": an hour)
+	@$(BIN)/python -m benchmarks.lds_smollm2 --work build/lds_smollm2 $(ARGS)
+
+bench-style: $(VENV)/words.stamp  ## Which scorer finds the rows that taught a style? A quarter of an hour
+	@$(BIN)/python -m benchmarks.style_plant --work build/lds_smollm2 $(ARGS)
+
 clean:  ## Remove the environment and everything that was built
 	rm -rf $(VENV) $(PEERS) $(ORACLES) $(KERNELS) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis covector-demo covector-evaluate
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -126,6 +132,10 @@ $(ORACLES)/oracles.stamp: benchmarks/oracles.txt constraints.txt pyproject.toml
 	@$(PYTHON) -m venv $(ORACLES)
 	@$(ORACLES)/bin/python -m pip -q -q --disable-pip-version-check install --constraint constraints.txt \
 	    --requirement benchmarks/oracles.txt --editable .
+	@touch $@
+
+$(VENV)/words.stamp: $(VENV)/demo.stamp benchmarks/words.txt
+	@$(INSTALL) --requirement benchmarks/words.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp

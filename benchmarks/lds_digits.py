@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from benchmarks import digits
+from benchmarks.lds_table import Row, chosen, judged, lines_of, plot
 
-from covector.attribution import LdsResult, agreement, fit, lds, score
+from covector.attribution import agreement, fit, lds, score
 from covector.types import Block, Space
 
 Float64 = npt.NDArray[np.float64]
@@ -39,22 +40,6 @@ LAYER_DIMS = (256, 32, 214, 10)  # the same 512 coordinates, a sketch for each l
 EPSILON = 1e-8
 LENGTHS, FEW = (10, 20, 40, 80), 60  # epochs, and subsets of these smaller sets
 LENGTH_SCORES = ("dot", "cosine", "trak, damping 0", "0.1", "1", "10")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the table. ``test_*``: on the half of the subsets that nothing was chosen by."""
-
-    name: str
-    group: str
-    lds: float
-    low: float
-    high: float
-    own_start: float
-    choice: float
-    test: float
-    test_low: float
-    test_high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +66,11 @@ def main() -> None:
     sketches = Sketches(data, truth)
     rows = []
     for name, group, scores in all_scores(sketches):
-        rows.append(judged(name, group, scores, truth))
-        print(f"{rows[-1].lds:.3f} [{rows[-1].low:.3f}, {rows[-1].high:.3f}]  {name}", flush=True)
+        rows.append(judged((name, group), scores, truth.masks, truth.outputs, truth.own_start_outputs))
+        print(rows[-1], flush=True)
     report(rows, truth, sketches.agreements())
-    plot(rows)
+    ring = "retrained models with starts of their own"
+    plot(rows, RESULTS.with_suffix(".png"), "Linear datamodelling score on digits", ring)
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -304,30 +290,14 @@ def whole_scores(sketches: Sketches) -> Iterator[tuple[str, str, Float64]]:
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
-def judged(name: str, group: str, scores: Float64, truth: Truth) -> Row:
-    half = SUBSETS // 2
-    whole = lds(scores, truth.masks, truth.outputs, resamples=300)
-    own = lds(scores, truth.masks, truth.own_start_outputs, resamples=0)
-    choice = lds(scores, truth.masks[:half], truth.outputs[:half], resamples=0)
-    test: LdsResult = lds(scores, truth.masks[half:], truth.outputs[half:], resamples=300)
-    return Row(
-        name, group, whole.mean, whole.low, whole.high, own.mean, choice.mean, test.mean, test.low, test.high
-    )  # fmt: skip
-
-
-def chosen(rows: list[Row]) -> list[str]:
+def choices(rows: list[Row]) -> list[str]:
     """The best by the first half of the subsets, of all, and of those that need one sketch of one model."""
     sketched = [row for row in rows if "unsketched" not in row.group]
     single = [row for row in sketched if "4 " not in row.name and "checkpoints" not in row.name]
-    half, lines = SUBSETS // 2, []
-    for what, among in (("all sketched settings", sketched), ("those with one sketch of one model", single)):
-        best = max(among, key=lambda row: row.choice)
-        lines += [
-            f"Of {what}, the best by the first {half} subsets is **{best.name}** ({best.choice:.3f} there);",
-            f"on the other {SUBSETS - half}: **{best.test:.3f}** ({best.test_low:.3f} to {best.test_high:.3f}).",
-            "",
-        ]
-    return lines
+    return [
+        *chosen(sketched, "all sketched settings", SUBSETS),
+        *chosen(single, "those with one sketch of one model", SUBSETS),
+    ]
 
 
 def report(rows: list[Row], truth: Truth, agreements: list[tuple[int, float, float]]) -> None:
@@ -335,10 +305,18 @@ def report(rows: list[Row], truth: Truth, agreements: list[tuple[int, float, flo
     numbers = {"recipe": asdict(RECIPE), "subsets": SUBSETS, "dim": DIM, "rows": [asdict(row) for row in rows]}
     numbers |= {"agreement": agreements, "lengths": truth.lengths.tolist(), "machine": machine}
     RESULTS.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    parts = [HEAD, *table_of(rows), "", *chosen(rows), *table_of_lengths(truth), "", *table_of_agreements(agreements)]
+    parts = [
+        HEAD,
+        *lines_of(rows, "own start"),
+        "",
+        *choices(rows),
+        *table_of_lengths(truth),
+        "",
+        *table_of_agreements(agreements),
+    ]
     text = "\n".join([*parts, "", "![The table as a plot](lds_digits.png)", ""])
     RESULTS.with_suffix(".md").write_text(text, encoding="utf-8")
-    print("\n".join(["", *chosen(rows)]))
+    print("\n".join(["", *choices(rows)]))
 
 
 HEAD = f"""# LDS on digits: how well scores foretell retrained models
@@ -346,18 +324,7 @@ HEAD = f"""# LDS on digits: how well scores foretell retrained models
 Made by `make bench-lds`. An MLP of 2,410 parameters, 1,000 rows, {SUBSETS} halves of them retrained, 300 unseen
 queries; sketches of {DIM} (but for the last rows). Interval: 95%, bootstrap over subsets. *Own start*: the same
 scores where every retrained model has a start of its own, which no score can foretell.
-
-| scorer | LDS | interval | own start |
-|---|---|---|---|"""
-
-
-def table_of(rows: list[Row]) -> Iterator[str]:
-    group = ""
-    for row in rows:
-        if row.group != group:
-            group = row.group
-            yield f"| *{group}* | | | |"
-        yield f"| {row.name} | {row.lds:.3f} | {row.low:.3f} to {row.high:.3f} | {row.own_start:.3f} |"
+"""
 
 
 def table_of_lengths(truth: Truth) -> Iterator[str]:
@@ -376,30 +343,6 @@ def table_of_agreements(agreements: list[tuple[int, float, float]]) -> Iterator[
     yield "|---|---|---|"
     for dim, by_dot, by_trak in agreements:
         yield f"| {dim} | {by_dot:.2f} | {by_trak:.2f} |"
-
-
-def plot(rows: list[Row]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    groups = dict.fromkeys(row.group for row in rows)
-    colours = dict(zip(groups, ("#8a8f98", "#3b7dd8", "#d1495b", "#c9a227"), strict=True))
-    figure, axes = plt.subplots(figsize=(8, 0.27 * len(rows) + 1.2), layout="constrained")
-    for place, row in enumerate(reversed(rows)):
-        axes.barh(place, row.lds, color=colours[row.group], height=0.7)
-        axes.plot([row.low, row.high], [place, place], color="black", linewidth=1.2)
-        axes.plot(row.own_start, place, "o", color="white", markeredgecolor="black", markersize=4)
-    axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)], fontsize=8)
-    axes.set_title("Linear datamodelling score on digits", fontsize=10)
-    axes.set_xlabel("line: 95% interval; ring: retrained models with starts of their own", fontsize=8)
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.spines[["top", "right"]].set_visible(False)
-    for group, colour in colours.items():
-        axes.barh(-5, 0, color=colour, label=group)
-    axes.legend(loc="upper right", fontsize=8, frameon=False)
-    figure.savefig(RESULTS.with_suffix(".png"), dpi=130)
 
 
 if __name__ == "__main__":

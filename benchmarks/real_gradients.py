@@ -105,8 +105,8 @@ def parse_arguments() -> tuple[Recipe, Path]:
     return Recipe(**given), out
 
 
-def check_same_recipe(recipe: Recipe, out: Path) -> None:
-    """Notes the recipe of a directory, or stops if another one was begun there."""
+def check_same_recipe(recipe: Any, out: Path) -> None:
+    """Notes the recipe (a dataclass) of a directory, or stops if another one was begun there."""
     note = out / "recipe.json"
     if not note.exists():
         note.write_text(json.dumps(asdict(recipe), indent=1) + "\n", encoding="utf-8")

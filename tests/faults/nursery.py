@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _SET_DEATH_SIGNAL = 1
-WAIT_S = 60.0
+WAIT_S = 180.0  # what a killed process is in may be a sync of a busy disk
 
 
 class Life:
