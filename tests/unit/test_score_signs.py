@@ -83,7 +83,7 @@ def test_scorers_without_a_fit(scorer: str, truth: Truth) -> None:
 
 @pytest.mark.parametrize(("method", "options", "least"), [
     ("influence", {"damping": 0.1}, 0.9), ("influence", {"damping": 0.1, "rank": 4}, 0.7), ("influence", {}, 0.8),
-    ("datainf", {}, 0.6), ("trackstar", {}, 0.6), ("less", {}, 0.5),
+    ("datainf", {"by_layer": False}, 0.6), ("trackstar", {}, 0.6), ("less", {}, 0.5),
 ])  # fmt: skip
 def test_methods_on_losses(method: str, options: dict[str, Any], least: float, truth: Truth) -> None:
     rows = truth.gradients("rows", "loss")
