@@ -25,7 +25,7 @@ from covector_server.storage.damage import OnDamage
 from covector_server.storage.view import RowIds, Strip
 
 STRIP_BYTES: Final = 64 << 20  # of float16 rows in a strip, at most
-STRIP_BYTES_MIN: Final = 1 << 20
+STRIP_BYTES_MIN: Final = 4 << 20
 STRIPS_A_THREAD: Final = 4  # at the least, so that none has much more to do than another
 STRIP_ROWS_BYTES: Final = 64 << 20  # of what is made of rows beside scores, at 64 bytes a row
 SCORE_BYTES: Final = 8 << 20  # of the float64 scores of a strip

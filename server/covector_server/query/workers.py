@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from typing import Final
 
 from covector_server.storage.view import StripSource
@@ -81,8 +82,15 @@ class Workers:
 
     def each(self, work: Work, sources: Iterable[StripSource]) -> None:
         """Works on every source, in no order, on up to ``count`` at a time. After one that fails none is begun; its
-        error is raised when the others under way are done."""
-        scan = _Scan(work, self._read_ahead(sources), self.count)
+        error is raised when the others under way are done. A single source is worked on by the caller: waking a thread
+        takes longer than a few rows."""
+        ahead = self._read_ahead(sources)
+        first = list(islice(ahead, 2))
+        if len(first) < 2:
+            for source in first:
+                work(source)
+            return
+        scan = _Scan(work, chain(first, ahead), self.count)
         self._count(1)
         try:
             for _ in range(self.count):
