@@ -14,16 +14,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 from index_report import add_arguments, report
+from one_thread import read_rate, timed
 
 LINKS, EF_CONSTRUCTION, EF_SEARCHES = 32, 100, (64, 128, 256, 512, 1024, 2048)
-TIMES, PIECE_ROWS = 5, 8192
+PIECE_ROWS = 8192
 
 
 def main() -> None:
@@ -86,21 +86,6 @@ def saved_bytes(index: Any) -> int:
         path = Path(directory) / "index"
         faiss.write_index(index, str(path))
         return path.stat().st_size
-
-
-def timed(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(TIMES + 1):
-        began_s = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began_s)
-    return min(times[1:])
-
-
-def read_rate() -> float:
-    """GB/s at which one thread reads memory."""
-    data = np.ones(1 << 26, dtype=np.uint64)
-    return data.nbytes / timed(data.max) / 1e9
 
 
 if __name__ == "__main__":

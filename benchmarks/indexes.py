@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from gradient_rows import BATCH_ROWS, made_rows
 from index_report import add_arguments, report
+from one_thread import read_rate, timed
 
 from covector.types import Space
 from covector_server.fit.cache import FitCache
@@ -57,7 +58,7 @@ from covector_server.storage.index_files import list_index
 from covector_server.storage.store import Store
 from covector_server.testing.batches import batch_of
 
-TIMES, STAGES_TIMES = 5, 20
+STAGES_TIMES = 20
 NOISE_ROWS, NOISE_SHARE = 4, 0.3
 CHECKPOINTS = ("one", "two", "three", "four")
 FIT_BYTES = 4 << 30
@@ -260,26 +261,10 @@ def recall(ask: Ask, k: int, end: str) -> float:
     return float(np.mean(shares))
 
 
-def timed(work: Callable[[], object]) -> float:
-    """The best time of a few, in seconds; once before, so that everything is in memory."""
-    times = []
-    for _ in range(TIMES + 1):
-        began_s = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began_s)
-    return min(times[1:])
-
-
 def stages_s(ask: Ask, k: int, exact: bool) -> float:
     """The least time of the stages of a query, in seconds, after what it takes to prepare it."""
     answers = (ask(slice(place, place + 1), k, exact) for place in range(STAGES_TIMES))
     return min(sum(stage.seconds for stage in answer.stages) for answer in answers)
-
-
-def read_rate() -> float:
-    """GB/s at which one thread reads memory."""
-    data = np.ones(1 << 26, dtype=np.uint64)
-    return data.nbytes / timed(data.max) / 1e9
 
 
 if __name__ == "__main__":

@@ -165,6 +165,12 @@ def recall(rig: IndexRig, queries: np.ndarray, k: int = 10, **given: Any) -> flo
     found = rig.ask(queries, k, **given)
     assert found.index, found.reason
     assert not exact.index
+    return share_of(found, exact)
+
+
+def share_of(found: TopKAnswer, exact: TopKAnswer) -> float:
+    """The smaller of the shares of both ends of the exact answer that another has. Asserts that each row comes once, as
+    many as there are, and that the scores of those in both are the same."""
     shares: list[list[float]] = [[], []]
     for one, other in zip(found.results, exact.results, strict=True):
         for place, (end, true) in enumerate(((one.proponents, other.proponents), (one.opponents, other.opponents))):

@@ -7,8 +7,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+from covector.errors import CovectorError
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,6 +19,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program with status 2."""
         self.exit(2, f"covector: error: {message}; see {self.prog} --help\n")
+
+
+def answer(work: Callable[[], Any], shown: Callable[[Any], str] | None = None) -> int:
+    """Prints what ``work`` returns, as ``shown`` writes it or as JSON, or in one line what went wrong. Returns the exit
+    status."""
+    try:
+        result = work()
+    except (CovectorError, OSError) as error:
+        print(f"covector: error: {error}", file=sys.stderr)
+        return 2
+    if shown is None:
+        print_json(result)
+    else:
+        print_text(shown(result))
+    return 0
 
 
 def print_json(result: Any) -> None:

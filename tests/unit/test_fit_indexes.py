@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.fit_rig import FitRig
-from tests.index_rig import decaying, keys_of
+from tests.index_rig import decaying, keys_of, share_of
 
 from covector.blocks import encode_key
 from covector.errors import InvalidInput, NotFound
@@ -21,7 +21,6 @@ from covector_server.jobs.compaction import Rules
 from covector_server.jobs.operations import FAILED, SUCCEEDED
 from covector_server.query import choosing
 from covector_server.query.engine import top_k
-from covector_server.query.question import TopKAnswer
 from covector_server.storage.fit_files import remove_fit
 
 DIM, ROW_COUNT = 96, 3_000
@@ -59,18 +58,6 @@ def recall(rig: FitRig, scorer: str, k: int = 10, **given: Any) -> float:
     assert found.index, found.reason
     assert not exact.index
     return share_of(found, exact)
-
-
-def share_of(found: TopKAnswer, exact: TopKAnswer) -> float:
-    shares: list[list[float]] = [[], []]
-    for one, other in zip(found.results, exact.results, strict=True):
-        for place, (end, true) in enumerate(((one.proponents, other.proponents), (one.opponents, other.opponents))):
-            scores = dict(zip(true.keys, true.scores.tolist(), strict=True))
-            shares[place].append(len(scores.keys() & set(end.keys)) / max(len(scores), 1))
-            assert len(end.keys) == len(true.keys) == len(set(end.keys))
-            for key, score in zip(end.keys, end.scores.tolist(), strict=True):
-                assert scores.get(key, score) == score
-    return min(float(np.mean(share)) for share in shares)
 
 
 @pytest.mark.parametrize("scorer", SCORERS)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.fit_rig import FitRig
-from tests.index_rig import decaying, keys_of
+from tests.index_rig import decaying, keys_of, share_of
 
 from covector_server.ingest.batch import WriterSpec
 from covector_server.jobs.compaction import Rules
@@ -74,15 +74,7 @@ def recall(rig: FitRig, scorer: str, k: int = 10, **given: Any) -> float:
     exact, found = (asked(rig, scorer, k, exact=flag, **given) for flag in (True, False))
     assert found.index.count("+") == len(given.get("names", NAMES)) - 1, found.reason
     assert not exact.index
-    shares: list[list[float]] = [[], []]
-    for one, other in zip(found.results, exact.results, strict=True):
-        for place, (end, true) in enumerate(((one.proponents, other.proponents), (one.opponents, other.opponents))):
-            scores = dict(zip(true.keys, true.scores.tolist(), strict=True))
-            shares[place].append(len(scores.keys() & set(end.keys)) / max(len(scores), 1))
-            assert len(end.keys) == len(true.keys) == len(set(end.keys))
-            for key, score in zip(end.keys, end.scores.tolist(), strict=True):
-                assert scores.get(key, score) == score
-    return min(float(np.mean(share)) for share in shares)
+    return share_of(found, exact)
 
 
 @pytest.mark.parametrize("scorer", ["dot", "tracin", "cosine"])

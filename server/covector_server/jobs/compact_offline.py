@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from covector.errors import Conflict, CovectorError, InvalidInput, Unavailable
-from covector_server.command_line import Parser, print_json
+from covector.errors import Conflict, InvalidInput, Unavailable
+from covector_server.command_line import Parser, answer
 from covector_server.ingest.committer import Committer
 from covector_server.jobs.compaction import Compaction, Rules
 from covector_server.jobs.erase_postings import postings_eraser
@@ -59,14 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print no progress")
     given = parser.parse_args(arguments)
     quiet = given.json or not sys.stderr.isatty()
-    try:
-        progress = Progress(lambda done, total: None if quiet else _show(done, total))
-        result = compact_offline(given.data, given.collection, given.compact_share, progress)
-    except (CovectorError, OSError) as error:
-        print(f"covector: error: {error}", file=sys.stderr)
-        return 2
-    print_json(result)
-    return 0
+    progress = Progress(lambda done, total: None if quiet else _show(done, total))
+    return answer(lambda: compact_offline(given.data, given.collection, given.compact_share, progress))
 
 
 def _show(done: int, total: int) -> None:

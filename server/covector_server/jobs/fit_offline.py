@@ -14,9 +14,9 @@ import numpy as np
 
 from covector.attribution.held_out import CANDIDATES, HELD_OUT
 from covector.attribution.methods import method_names
-from covector.errors import Conflict, Corrupt, CovectorError, InvalidInput
+from covector.errors import Conflict, Corrupt, InvalidInput
 from covector.types import Space
-from covector_server.command_line import Parser, print_json, print_text, table
+from covector_server.command_line import Parser, answer, table
 from covector_server.fit.spec import FitSpec
 from covector_server.jobs.fit_building import ATTEMPTS, FitBuild, FitPlace, plan_facts, plans_of, summary
 from covector_server.jobs.offline import OfflineFiles, Report, checkpoint_named, checkpoint_names, collection_named
@@ -123,16 +123,12 @@ def main(arguments: list[str] | None = None) -> int:
     quiet = given.json or not sys.stderr.isatty()
     files = OfflineFiles(given.data, Disk(), Limits())
     memory = memory_half_bytes() if given.memory_mib is None else given.memory_mib << 20
-    try:
-        result = _run(OfflineFits(files, memory), given, lambda done, total: None if quiet else _show(done, total))
-    except (CovectorError, OSError) as error:
-        print(f"covector: error: {error}", file=sys.stderr)
-        return 2
-    if given.command == "list" and not given.json:
-        print_text(_table(result, given.collection))
-    else:
-        print_json(result)
-    return 0
+    fits = OfflineFits(files, memory)
+    is_for_people = given.command == "list" and not given.json
+    return answer(
+        lambda: _run(fits, given, lambda done, total: None if quiet else _show(done, total)),
+        (lambda found: _table(found, given.collection)) if is_for_people else None,
+    )
 
 
 def _table(found: Sequence[dict[str, Any]], collection: str) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from covector.errors import Conflict, Corrupt, CovectorError
+from covector.errors import Conflict, Corrupt
 from covector.types import Space
-from covector_server.command_line import Parser, print_json, print_text, table
+from covector_server.command_line import Parser, answer, table
 from covector_server.fit.cache import FitCache
 from covector_server.index.contract import Spec
 from covector_server.index.kinds import kinds
@@ -107,16 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     quiet = given.json or not sys.stderr.isatty()
     store = OfflineStore(given.data, Disk(), Limits())
-    try:
-        result = _run(store, given, lambda done, total: None if quiet else _show(done, total))
-    except (CovectorError, OSError) as error:
-        print(f"covector: error: {error}", file=sys.stderr)
-        return 2
-    if given.command == "list" and not given.json:
-        print_text(_table(result, given.collection))
-    else:
-        print_json(result)
-    return 0
+    is_for_people = given.command == "list" and not given.json
+    return answer(
+        lambda: _run(store, given, lambda done, total: None if quiet else _show(done, total)),
+        (lambda found: _table(found, given.collection)) if is_for_people else None,
+    )
 
 
 def _table(found: Sequence[dict[str, Any]], collection: str) -> str:

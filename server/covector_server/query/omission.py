@@ -6,6 +6,7 @@ score needs is: a chunk that is bad at one of several checkpoints takes the row 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -28,11 +29,12 @@ DETAIL_ROWS = 64  # whose texts and metadata are read at once
 
 class Omissions:
     """The rows left out, by checkpoint, file and message; past ``damages_max`` places, the rest in one. ``add`` is a
-    sink for ``storage.view``."""
+    sink for ``storage.view``; any thread may tell it."""
 
     def __init__(self, damages_max: int) -> None:
         self._damages_max = damages_max
         self._row_counts: dict[tuple[str, str, str], int] = {}
+        self._counting = threading.Lock()
 
     def another(self) -> Omissions:
         """An empty one with the same bound."""
@@ -41,14 +43,16 @@ class Omissions:
     def add(self, damage: Damage) -> None:
         """Counts rows left out. Damage that took none is not told: it took its rows elsewhere."""
         place = (damage.checkpoint, damage.path, damage.message)
-        if place not in self._row_counts and len(self._row_counts) >= self._damages_max:
-            place = ("", OTHERS, f"more than damages={self._damages_max} places are damaged; these are the others")
-        if damage.row_count:
-            self._row_counts[place] = self._row_counts.get(place, 0) + damage.row_count
+        with self._counting:
+            if place not in self._row_counts and len(self._row_counts) >= self._damages_max:
+                place = ("", OTHERS, f"more than damages={self._damages_max} places are damaged; these are the others")
+            if damage.row_count:
+                self._row_counts[place] = self._row_counts.get(place, 0) + damage.row_count
 
     def take(self) -> tuple[Damage, ...]:
         """What was left out since this was last asked, by place; what stands for the others last."""
-        taken, self._row_counts = self._row_counts, {}
+        with self._counting:
+            taken, self._row_counts = self._row_counts, {}
         places = sorted(taken, key=lambda place: (place[1] == OTHERS, place))
         return tuple(Damage(*place, taken[place]) for place in places)
 

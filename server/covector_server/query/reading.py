@@ -1,20 +1,19 @@
-"""Strips read for a query: side by side where there are threads for it, with damage told of by one at a time."""
+"""Strips read for a query, side by side where there are threads for it."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from covector_server.query.cancellation import Cancelled, check_cancelled
 from covector_server.query.workers import Workers
-from covector_server.storage.damage import Damage, OnDamage
+from covector_server.storage.damage import OnDamage
 from covector_server.storage.view import Strip, StripSource
 
 
 class Reader(Protocol):
-    """Who reads. Without ``on_damage`` a damaged chunk raises Corrupt, with it its rows are left out; without
-    ``workers`` the caller's thread reads."""
+    """Who reads. Without ``on_damage`` a damaged chunk raises Corrupt, with it its rows are left out, which any thread
+    may tell it; without ``workers`` the caller's thread reads."""
 
     @property
     def cancelled(self) -> Cancelled: ...
@@ -27,16 +26,10 @@ class Reader(Protocol):
 def each_strip(reader: Reader, sources: Iterable[StripSource], use: Callable[[Strip], None]) -> None:
     """Gives ``use`` the strips that have rows, in no order, from any thread and several at a time. Raises Unavailable
     once the query is cancelled, and what ``use`` raises."""
-    telling = threading.Lock()
 
     def work(source: StripSource) -> None:
         check_cancelled(reader.cancelled)
-        damages: list[Damage] = []
-        strip = source.load(None if reader.on_damage is None else damages.append)
-        with telling:
-            for damage in damages:
-                assert reader.on_damage is not None
-                reader.on_damage(damage)
+        strip = source.load(reader.on_damage)
         if len(strip.row_ids):
             use(strip)
 
