@@ -11,7 +11,7 @@
 #endif
 
 #define COVECTOR_API __attribute__((visibility("default")))
-#define COVECTOR_VERSION 5
+#define COVECTOR_VERSION 6
 
 COVECTOR_API int32_t covector_version(void);
 
@@ -52,19 +52,22 @@ COVECTOR_API int32_t covector_exact_products(int32_t path, const struct covector
                                              double *squares);
 
 /* topk.c. Approximate scores of some rows for each result: products[r][i] * coefficients[r] * factors[i], off by at most
-   reaches[r] * row_reaches[i], or by errors[r][i] where errors is not NULL. */
+   reaches[r] * row_reaches[i], or by errors[r][i] where errors is not NULL. origin: of row 0, see pools; -1 for none. */
 struct covector_scores {
     const double *products, *coefficients, *factors, *reaches, *row_reaches, *errors;
     const int64_t *row_ids;
     size_t result_count, row_count;
+    int64_t origin;
 };
 
 /* What is kept of both ends of each result, the pool of result r's top at 2 r, of its bottom, with its scores' sign
-   turned, at 2 r + 1: at most capacity rows, each with its score and error. capacity: at least 2 k. heap: k numbers.
-   progress: how many of the rows on offer each pool has seen. */
+   turned, at 2 r + 1: at most capacity rows, each with its score, its error and where it comes from: the origin of the
+   scores plus its place among them, -1 where they have none. capacity: at least 2 k. heap: k numbers. progress: how many
+   of the rows on offer each pool has seen. gate: whether covector_scan_strip may offer, 0 at first. */
 struct covector_pools {
     double *scores, *errors, *thresholds, *heap;
-    int64_t *row_ids, *counts, *progress;
+    int64_t *row_ids, *origins, *counts, *progress;
+    int32_t *gate;
     size_t capacity, k;
 };
 
@@ -75,9 +78,39 @@ COVECTOR_API int64_t covector_offer(const struct covector_pools *pools, const st
 /* Lets go of the rows of all pools that surely are not among the k best. */
 COVECTOR_API void covector_settle(const struct covector_pools *pools, size_t result_count);
 
+/* Makes room for so many rows in all pools, and returns whether they have it: not where most rows cannot be told from the
+   k-th. */
+COVECTOR_API int32_t covector_make_room(const struct covector_pools *pools, size_t result_count, size_t row_count);
+
 /* Adds scores to totals[r][places[i]] and the bounds of their errors to errors[r][places[i]], width numbers a result. */
 COVECTOR_API void covector_accumulate(const struct covector_scores *scores, const int64_t *places, size_t width,
                                       double *totals, double *errors);
+
+/* strip.c. What rows are scored with: as in covector_products, on a path of covector_scan_paths, and covector_scores.
+   over_norm: whether a row's factor is 1 / |row|, and 0 where its scale is; else it is its scale. */
+#define COVECTOR_STRIP_VECTORS 4
+struct covector_question {
+    const float *vectors;
+    const double *coefficients, *reaches;
+    size_t vector_count, vector_stride;
+    int32_t path, over_norm;
+};
+
+/* Rows with their scales, row ids and origins, from origin on. next: the first row that no thread has taken yet. */
+struct covector_strip {
+    struct covector_rows rows;
+    const float *scales;
+    const int64_t *row_ids;
+    int64_t *next;
+    int64_t origin;
+};
+
+/* Scores rows of a strip until none is left to take, and offers them. Any number of threads may do so at a time, on one
+   strip or several. Where a pool cannot be relieved of rows that are too close to call, the pools' gate closes for good:
+   rows [left[0], left[1]) are then the caller's to offer, and it calls again; else both are 0. At most
+   COVECTOR_STRIP_VECTORS vectors. */
+COVECTOR_API void covector_scan_strip(const struct covector_question *question, const struct covector_strip *strip,
+                                      const struct covector_pools *pools, int64_t *left);
 
 /* chunks.c. Whether the pages of [at, at + size_bytes) are in memory, as far as a page in each step_bytes tells. */
 COVECTOR_API int32_t covector_resident(const uint8_t *at, size_t size_bytes, size_t step_bytes);

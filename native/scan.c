@@ -14,6 +14,9 @@
 #define TILE_VECTORS 4
 #define STREAM_DIM 256     /* of rows that are worth a stream, at the least */
 #define STREAM_FLOATS 4096 /* of the vectors, at the most: half of a small first cache */
+#define LONG_DIM 2048     /* of rows that are worth prefetching, against one vector */
+#define LINE_BYTES 64
+#define AHEAD_BYTES 256    /* of prefetching; with other distances, or fewer steps at once, it costs more than it gives */
 #define PANEL_ROWS 48
 #define LANES_MAX 16
 #define EXACT_LANES 16
@@ -74,6 +77,7 @@ static inline four load_four(const float *at)
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #define SUM(a) (((a)[0] + (a)[1]) + ((a)[2] + (a)[3]))
 #define STRANDS 2
+#define STREAM_STEPS 2
 #define WIDE_ROWS 3
 #include "scan_tiles.h"
 
@@ -96,6 +100,7 @@ static inline TARGET float sum_eight(__m256 a)
 #define MULTIPLY_ADD(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define SUM(a) sum_eight(a)
 #define STRANDS 4
+#define STREAM_STEPS 32
 #define WIDE_ROWS 3
 #include "scan_tiles.h"
 
@@ -109,6 +114,7 @@ static inline TARGET float sum_eight(__m256 a)
 #define MULTIPLY_ADD(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define SUM(a) _mm512_reduce_add_ps(a)
 #define STRANDS 8
+#define STREAM_STEPS 16
 #define WIDE_ROWS 4
 #include "scan_tiles.h"
 #endif

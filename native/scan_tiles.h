@@ -8,11 +8,13 @@
                     LOAD takes float32; WIDEN takes float16 and widens exactly; SUM adds in a tree of log2(LANES) levels
    WIDE_ROWS        rows at once against four vectors, once they are widened: what the registers hold
    STRANDS          sums side by side of one row with one vector, so that additions need not wait for each other
+   STREAM_STEPS     of a long row that are taken at once, a multiple of STRANDS; more than that with prefetching
 
    A sum runs lane by lane over at most BLOCK_STEPS vectors, then over the lanes, and is added to others in float64. */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL_STREAM _Pragma("GCC unroll 32")
 #define BLOCK_DIM (BLOCK_STEPS * LANES)
 
 /* Adds to sums[v][r] the products of vectors and rows over some steps, and to squares[r] those of rows with themselves.
@@ -46,9 +48,10 @@ INLINE void NAME(direct_tile)(const uint8_t *const *rows, const float *vectors, 
 }
 
 /* Adds to sums[v] the products of some vectors with one row over some steps, and to *square that of the row with
-   itself. strand_count: sums side by side, so that additions need not wait for each other. */
+   itself. strand_count: sums side by side, so that additions need not wait for each other; at_once: steps between two
+   looks at the end, a multiple of it; if it is above it, what comes next is asked for. */
 INLINE void NAME(strands)(const uint8_t *row, const float *vectors, size_t vector_stride, size_t step_count,
-                          const int strand_count, const int vector_count, double *sums, double *square)
+                          const int strand_count, const int at_once, const int vector_count, double *sums, double *square)
 {
     vector sum[2][STRANDS], squares[STRANDS];
     UNROLL for (int s = 0; s < strand_count; s++)
@@ -57,14 +60,19 @@ INLINE void NAME(strands)(const uint8_t *row, const float *vectors, size_t vecto
         UNROLL for (int v = 0; v < vector_count; v++) sum[v][s] = ZERO;
     }
     size_t step = 0;
-    for (; step + (size_t)strand_count <= step_count; step += (size_t)strand_count) {
-        UNROLL for (int s = 0; s < strand_count; s++)
+    for (; step + (size_t)at_once <= step_count; step += (size_t)at_once) {
+        const uint8_t *here = row + 2 * LANES * step;
+        if (at_once > strand_count)
+            for (int ahead = 0; ahead < 2 * LANES * at_once; ahead += LINE_BYTES)
+                __builtin_prefetch(here + AHEAD_BYTES + ahead, 0, 3);
+        UNROLL_STREAM for (int n = 0; n < at_once; n++)
         {
-            size_t at = LANES * (step + (size_t)s);
-            vector part = WIDEN(row + 2 * at);
+            const int s = n % strand_count;
+            const float *others = vectors + LANES * (step + (size_t)n);
+            vector part = WIDEN(here + 2 * LANES * n);
             squares[s] = MULTIPLY_ADD(part, part, squares[s]);
             UNROLL for (int v = 0; v < vector_count; v++)
-                sum[v][s] = MULTIPLY_ADD(part, LOAD(vectors + (size_t)v * vector_stride + at), sum[v][s]);
+                sum[v][s] = MULTIPLY_ADD(part, LOAD(others + (size_t)v * vector_stride), sum[v][s]);
         }
     }
     for (; step < step_count; step++) {
@@ -84,7 +92,7 @@ INLINE void NAME(strands)(const uint8_t *row, const float *vectors, size_t vecto
 
 /* Rows one at a time against one or two vectors: memory is read in one stream, which processors foresee better than
    several. Only where the vectors stay in the first cache, since each row meets them anew. */
-INLINE void NAME(stream)(const struct scan *scan, const int strand_count, const int vector_count)
+INLINE void NAME(stream)(const struct scan *scan, const int strand_count, const int at_once, const int vector_count)
 {
     const size_t whole = scan->dim - scan->dim % LANES, stride = scan->vector_stride;
     for (size_t i = 0; i < scan->row_count; i++) {
@@ -92,13 +100,13 @@ INLINE void NAME(stream)(const struct scan *scan, const int strand_count, const 
         double sums[2] = {0}, square = 0;
         for (size_t start = 0; start < whole; start += BLOCK_DIM) {
             size_t width = whole - start < BLOCK_DIM ? whole - start : BLOCK_DIM;
-            NAME(strands)(row + 2 * start, scan->vectors + start, stride, width / LANES, strand_count, vector_count, sums,
-                          &square);
+            NAME(strands)(row + 2 * start, scan->vectors + start, stride, width / LANES, strand_count, at_once,
+                          vector_count, sums, &square);
         }
         if (whole < scan->dim) {
             uint16_t rest[LANES] = {0};
             memcpy(rest, row + 2 * whole, 2 * (scan->dim - whole));
-            NAME(strands)((const uint8_t *)rest, scan->vectors + whole, stride, 1, 1, vector_count, sums, &square);
+            NAME(strands)((const uint8_t *)rest, scan->vectors + whole, stride, 1, 1, 1, vector_count, sums, &square);
         }
         scan->squares[i] = square;
         for (int v = 0; v < vector_count; v++)
@@ -141,11 +149,11 @@ static TARGET void NAME(direct)(const struct scan *scan)
 {
     const int streams = scan->dim >= STREAM_DIM && scan->vector_count * scan->vector_stride <= STREAM_FLOATS;
     if (scan->vector_count == 1 && streams) {
-        NAME(stream)(scan, STRANDS, 1);
+        scan->dim < LONG_DIM ? NAME(stream)(scan, STRANDS, STRANDS, 1) : NAME(stream)(scan, STRANDS, STREAM_STEPS, 1);
         return;
     }
     if (scan->vector_count == 2 && streams) {
-        NAME(stream)(scan, STRANDS / 2, 2);
+        NAME(stream)(scan, STRANDS / 2, STRANDS / 2, 2);
         return;
     }
     const size_t row_count = scan->vector_count == 1 ? 6 : 4;
@@ -273,6 +281,7 @@ static TARGET void NAME(exact)(const struct exact_scan *scan, float *wide)
 
 #undef INLINE
 #undef UNROLL
+#undef UNROLL_STREAM
 #undef BLOCK_DIM
 #undef NAME
 #undef TARGET
@@ -285,3 +294,4 @@ static TARGET void NAME(exact)(const struct exact_scan *scan, float *wide)
 #undef SUM
 #undef WIDE_ROWS
 #undef STRANDS
+#undef STREAM_STEPS

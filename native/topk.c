@@ -40,14 +40,14 @@ static double surest(const double *scores, const double *errors, size_t count, d
 
 struct pool {
     double *scores, *errors, *threshold;
-    int64_t *row_ids, *count;
+    int64_t *row_ids, *origins, *count;
 };
 
 static struct pool pool_at(const struct covector_pools *pools, size_t number)
 {
     size_t at = number * pools->capacity;
     return (struct pool){pools->scores + at, pools->errors + at, pools->thresholds + number, pools->row_ids + at,
-                         pools->counts + number};
+                         pools->origins + at, pools->counts + number};
 }
 
 static void compact(const struct pool *pool, double *heap, size_t k)
@@ -57,11 +57,12 @@ static void compact(const struct pool *pool, double *heap, size_t k)
         return;
     double sure = surest(pool->scores, pool->errors, count, heap, k);
     if (sure > *pool->threshold)
-        *pool->threshold = sure;
+        __atomic_store(pool->threshold, &sure, __ATOMIC_RELAXED); /* strip.c looks at it from other threads */
     for (size_t i = 0; i < count; i++)
         if (pool->scores[i] + pool->errors[i] >= *pool->threshold) {
             pool->scores[kept] = pool->scores[i];
             pool->errors[kept] = pool->errors[i];
+            pool->origins[kept] = pool->origins[i];
             pool->row_ids[kept++] = pool->row_ids[i];
         }
     *pool->count = (int64_t)kept;
@@ -99,6 +100,7 @@ static int offer(const struct covector_pools *pools, const struct covector_score
                 pool.scores[at] = score;
                 pool.errors[at] = error;
                 pool.row_ids[at] = scores->row_ids[i];
+                pool.origins[at] = scores->origin < 0 ? -1 : scores->origin + (int64_t)i;
             }
         }
     }
@@ -122,6 +124,18 @@ COVECTOR_API void covector_settle(const struct covector_pools *pools, size_t res
         struct pool pool = pool_at(pools, number);
         compact(&pool, pools->heap, pools->k);
     }
+}
+
+COVECTOR_API int32_t covector_make_room(const struct covector_pools *pools, size_t result_count, size_t row_count)
+{
+    for (size_t number = 0; number < 2 * result_count; number++) {
+        struct pool pool = pool_at(pools, number);
+        if ((size_t)*pool.count + row_count > pools->capacity)
+            compact(&pool, pools->heap, pools->k);
+        if ((size_t)*pool.count + row_count > pools->capacity)
+            return 0;
+    }
+    return 1;
 }
 
 COVECTOR_API void covector_accumulate(const struct covector_scores *scores, const int64_t *places, size_t width,

@@ -36,6 +36,7 @@ BLOCK_DIM: Final = 1024  # of a sum in numpy
 WIDE_BYTES: Final = 8 << 20  # of rows widened to float32 at once, in numpy
 ROUNDINGS: Final = 133  # of a sum in the compiled loops
 PADDED_DIM: Final = 16
+LINE_BYTES: Final = 64  # of a cache
 _UNIT = 2.0**-24
 
 
@@ -48,7 +49,7 @@ NUMPY_ERROR: Final = _bound(BLOCK_DIM)
 COMPILED_ERROR: Final = _bound(ROUNDINGS)
 
 
-class _Rows(ctypes.Structure):
+class RowsStruct(ctypes.Structure):
     """``struct covector_rows``."""
 
     _fields_ = (
@@ -104,10 +105,16 @@ class ChunkedRows:
         rows: npt.NDArray[np.float16] = self.chunks[places // chunk_rows, places % chunk_rows]
         return rows
 
-    def described(self) -> _Rows:
+    def address(self, number: int) -> int:
+        """Where the row of this number among them lies in memory."""
+        chunk, row = divmod(int(self.places[number]), self.chunks.shape[1])
+        at: int = self.chunks.ctypes.data + chunk * self.chunks.strides[0] + row * self.chunks.strides[1]
+        return at
+
+    def described(self) -> RowsStruct:
         """For the compiled loops; valid as long as the arrays are."""
         first, places = (self.places.start, None) if isinstance(self.places, range) else (0, self.places.ctypes.data)
-        return _Rows(
+        return RowsStruct(
             chunks=self.chunks.ctypes.data,
             places=places,
             chunk_rows=self.chunks.shape[1],
@@ -116,6 +123,21 @@ class ChunkedRows:
             row_count=len(self),
             dim=self.dim,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ScatteredRows:
+    """Rows of float16 at addresses, int64[n], for the compiled loops alone. Whoever makes them holds the memory."""
+
+    addresses: Places
+    dim: int
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def described(self) -> RowsStruct:
+        """Chunks of one row and one byte, from address 0 on: a row's place is its address."""
+        return RowsStruct(None, self.addresses.ctypes.data, 1, 1, 0, len(self), self.dim)
 
 
 def relative_error() -> float:
@@ -129,12 +151,17 @@ def path_count() -> int:
 
 
 def padded(vectors: npt.NDArray[Real]) -> npt.NDArray[Real]:
-    """Vectors [m, dim] as the compiled loops take them: contiguous, zeros behind, [m, a multiple of 16]."""
+    """Vectors [m, dim] as the compiled loops take them: contiguous, zeros behind, [m, a multiple of 16], from the start
+    of a cache line on, so that no load of a whole register meets two."""
     dim = vectors.shape[1]
-    if dim % PADDED_DIM == 0:
-        return np.ascontiguousarray(vectors)
-    wide = np.zeros((len(vectors), dim + -dim % PADDED_DIM), dtype=vectors.dtype)
-    wide[:, :dim] = vectors
+    if dim % PADDED_DIM == 0 and vectors.flags.c_contiguous and vectors.ctypes.data % LINE_BYTES == 0:
+        return vectors
+    shape = (len(vectors), dim + -dim % PADDED_DIM)
+    size_bytes = shape[0] * shape[1] * vectors.itemsize
+    memory = np.empty(size_bytes + LINE_BYTES, dtype=np.uint8)
+    first = -memory.ctypes.data % LINE_BYTES
+    wide: npt.NDArray[Real] = memory[first : first + size_bytes].view(vectors.dtype).reshape(shape)
+    wide[:, :dim], wide[:, dim:] = vectors, 0
     return wide
 
 
@@ -163,11 +190,14 @@ def fast_products(rows: ChunkedRows, vectors: Float32, path: int | None = None) 
     return products, np.sqrt(squares, out=squares)
 
 
-def exact_products(rows: ChunkedRows, vectors: Float64, path: int | None = None) -> tuple[Float64, Float64]:
+def exact_products(
+    rows: ChunkedRows | ScatteredRows, vectors: Float64, path: int | None = None
+) -> tuple[Float64, Float64]:
     """<vector, row> for all pairs, and the norms of the rows, in float64; the order of a sum depends on dim alone, so
     equal rows have equal products wherever they stand. vectors: float64[m, dim]. Returns (float64[m, n], float64[n]).
     """
     if LIBRARY is None:
+        assert isinstance(rows, ChunkedRows)
         return _numpy_exact(rows, vectors)
     vectors = padded(vectors)
     products, squares = np.empty((len(vectors), len(rows))), np.empty(len(rows))

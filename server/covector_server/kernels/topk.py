@@ -20,9 +20,15 @@ from covector_server.kernels.library import LIBRARY
 SLACK: Final = 1024  # rows of a pool beside twice k, at most
 SLACK_MIN: Final = 64
 SLACK_BYTES: Final = 64 << 20  # of all pools' slack
-ENTRY_BYTES: Final = 24
+ENTRY_BYTES: Final = 32
+NO_ORIGIN: Final = -1
 
 RowIds = npt.NDArray[np.int64]
+
+
+def is_compiled() -> bool:
+    """Whether pools are filled by the compiled loops."""
+    return LIBRARY is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,9 @@ class Scored:
         arrays = (self.products, self.coefficients, self.factors, self.reaches, self.row_reaches)
         errors = None if self.errors is None else self.errors.ctypes.data
         addresses = [array.ctypes.data for array in arrays]
-        return _Scores(*addresses, errors, self.row_ids.ctypes.data, len(self.coefficients), len(self.row_ids))
+        return _Scores(
+            *addresses, errors, self.row_ids.ctypes.data, len(self.coefficients), len(self.row_ids), NO_ORIGIN
+        )
 
 
 class _Scores(ctypes.Structure):
@@ -84,6 +92,7 @@ class _Scores(ctypes.Structure):
         ("row_ids", ctypes.c_void_p),
         ("result_count", ctypes.c_size_t),
         ("row_count", ctypes.c_size_t),
+        ("origin", ctypes.c_int64),
     )
 
 
@@ -92,7 +101,7 @@ class _Pools(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("scores", "errors", "thresholds", "heap")),
-        *((name, ctypes.c_void_p) for name in ("row_ids", "counts", "progress")),
+        *((name, ctypes.c_void_p) for name in ("row_ids", "origins", "counts", "progress", "gate")),
         ("capacity", ctypes.c_size_t),
         ("k", ctypes.c_size_t),
     )
@@ -112,12 +121,16 @@ class Pools:
         self._scores = np.empty((pool_count, self.capacity))  # no memory before rows fill them
         self._errors = np.empty((pool_count, self.capacity))
         self._row_ids = np.empty((pool_count, self.capacity), dtype=np.int64)
+        self._origins = (
+            np.full((pool_count, self.capacity), NO_ORIGIN) if LIBRARY is None else np.empty_like(self._row_ids)
+        )
+        self._gate = np.zeros(1, dtype=np.int32)
         self._counts = np.zeros(pool_count, dtype=np.int64)
         self._progress = np.zeros(pool_count, dtype=np.int64)
         self._heap = np.empty(k)
         arrays = (self._scores, self._errors, self.thresholds, self._heap)
-        whole = (self._row_ids, self._counts, self._progress)
-        self._described = _Pools(*(array.ctypes.data for array in (*arrays, *whole)), self.capacity, k)
+        whole = (self._row_ids, self._origins, self._counts, self._progress, self._gate)
+        self.described = _Pools(*(array.ctypes.data for array in (*arrays, *whole)), self.capacity, k)
 
     def begin(self) -> None:
         """Call before scores are offered that were not offered before."""
@@ -131,7 +144,7 @@ class Pools:
                 self._offer_one(scored, number)
         else:
             described = scored.described()
-            LIBRARY.covector_offer(ctypes.byref(self._described), ctypes.byref(described))
+            LIBRARY.covector_offer(ctypes.byref(self.described), ctypes.byref(described))
         return np.flatnonzero(self._progress < len(scored.row_ids)).tolist()
 
     def settle(self) -> None:
@@ -140,19 +153,23 @@ class Pools:
             for number in range(len(self.thresholds)):
                 self._compact(number)
         else:
-            LIBRARY.covector_settle(ctypes.byref(self._described), self._result_count)
+            LIBRARY.covector_settle(ctypes.byref(self.described), self._result_count)
 
     def kept(self, number: int) -> tuple[Float64, Float64, RowIds]:
         """Scores, errors and row ids of a pool, as views."""
         rows = slice(0, self._counts[number])
         return self._scores[number, rows], self._errors[number, rows], self._row_ids[number, rows]
 
+    def origins(self, number: int) -> RowIds:
+        """Where each row of a pool comes from, NO_ORIGIN where that was not said; as a view."""
+        return self._origins[number, : self._counts[number]]
+
     def replace(self, number: int, scores: Float64, row_ids: RowIds) -> None:
         """Puts exact scores, of at most k rows, in the place of what a pool holds."""
         count = len(scores)
         assert count <= self.k
         self._scores[number, :count], self._errors[number, :count] = scores, 0.0
-        self._row_ids[number, :count] = row_ids
+        self._row_ids[number, :count], self._origins[number, :count] = row_ids, NO_ORIGIN
         self._counts[number] = count
         if count == self.k:
             self.thresholds[number] = max(self.thresholds[number], scores.min())

@@ -23,7 +23,7 @@ from covector_server.query.grouping import GroupedAnswer, Groups, select_groups
 from covector_server.query.omission import Omissions, settled
 from covector_server.query.planner import Plan, plan_question
 from covector_server.query.question import Ends, Question, ScoreBlock, TopKAnswer
-from covector_server.query.scan import Mask, Scan, blocks_by_row_id, scan_each
+from covector_server.query.scan import Mask, Scan, blocks_by_row_id
 from covector_server.query.stored_queries import SelfScan, self_scores, self_terms
 from covector_server.query.summed import SummedSearch
 from covector_server.query.topk import Selection
@@ -216,7 +216,7 @@ def _select(
     note = None if scan.on_damage is None else unnamed.append
     selection = Selection(scan, k, lambda row_ids: view.keys_of(row_ids, note), lost)
     started = time.perf_counter()
-    scan_each(scan, selection.offer)
+    selection.run()
     scanned = time.perf_counter()
     results = selection.ends()
     return results, stages_of(selection, results, scanned - started, time.perf_counter() - scanned), not unnamed

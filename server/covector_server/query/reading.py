@@ -23,9 +23,14 @@ class Reader(Protocol):
     def workers(self) -> Workers | None: ...
 
 
-def each_strip(reader: Reader, sources: Iterable[StripSource], use: Callable[[Strip], None]) -> None:
-    """Gives ``use`` the strips that have rows, in no order, from any thread and several at a time. Raises Unavailable
-    once the query is cancelled, and what ``use`` raises."""
+def each_strip(
+    reader: Reader,
+    sources: Iterable[StripSource],
+    use: Callable[[Strip], None],
+    finish: Callable[[], None] | None = None,
+) -> None:
+    """Gives ``use`` the strips that have rows, in no order, from any thread and several at a time. A thread that finds
+    none left calls ``finish``. Raises Unavailable once the query is cancelled, and what the two raise."""
 
     def work(source: StripSource) -> None:
         check_cancelled(reader.cancelled)
@@ -34,7 +39,7 @@ def each_strip(reader: Reader, sources: Iterable[StripSource], use: Callable[[St
             use(strip)
 
     if reader.workers is not None:
-        reader.workers.each(work, sources)
+        reader.workers.each(work, sources, finish)
         return
     for source in sources:
         work(source)

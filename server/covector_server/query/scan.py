@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -66,7 +67,14 @@ def scan_each(scan: Scan, take: Take) -> None:
             take(block)
         return
     (term,) = scan.plan.terms
-    _score_strips(scan, term, _few(scan), take)
+    _each_strip_of(scan, term, _few(scan), partial(_approximated, term, take))
+
+
+def scan_strips(scan: Scan, use: Callable[[Strip], None], finish: Callable[[], None]) -> None:
+    """Gives ``use`` the strips of a plan of one checkpoint, as ``scan_each`` its scores; then every thread calls
+    ``finish``, while others may still use theirs."""
+    (term,) = scan.plan.terms
+    _each_strip_of(scan, term, _few(scan), use, finish)
 
 
 def blocks_by_row_id(scan: Scan) -> Iterator[Scored]:
@@ -136,8 +144,14 @@ def _few(scan: Scan) -> RowIds | None:
     return np.flatnonzero(scan.mask)
 
 
-def _score_strips(scan: Scan, term: Term, within: range | RowIds | None, take: Take) -> None:
-    """The scores of a checkpoint's rows; ``within``: a range of row ids, or the only row ids that count."""
+def _each_strip_of(
+    scan: Scan,
+    term: Term,
+    within: range | RowIds | None,
+    use: Callable[[Strip], None],
+    finish: Callable[[], None] | None = None,
+) -> None:
+    """The strips of a checkpoint's rows; ``within``: a range of row ids, or the only row ids that count."""
     thread_count = 1 if scan.workers is None else scan.workers.count
     row_count = len(within) if isinstance(within, np.ndarray) else term.view.row_count
     rows_max = strip_row_count(scan.plan.dim, scan.plan.group_count, row_count, thread_count)
@@ -147,14 +161,18 @@ def _score_strips(scan: Scan, term: Term, within: range | RowIds | None, take: T
         row_id_range = None if within is None or len(within) == scan.row_id_count else (within.start, within.stop)
         sources, mask = term.view.strips(rows_max, row_id_range), scan.mask
 
-    def score(strip: Strip) -> None:
+    def pick(strip: Strip) -> None:
         if mask is not None:
             chosen = mask[strip.row_ids]
             strip = strip if chosen.all() else strip.pick(np.flatnonzero(chosen))
         if len(strip.row_ids):
-            take(term.approximate(strip))
+            use(strip)
 
-    each_strip(scan, sources, score)
+    each_strip(scan, sources, pick, finish)
+
+
+def _approximated(term: Term, take: Take, strip: Strip) -> None:
+    take(term.approximate(strip))
 
 
 def _block_of(scan: Scan, within: range | RowIds) -> Scored:
@@ -172,7 +190,7 @@ def _block_of(scan: Scan, within: range | RowIds) -> Scored:
         seen[places] += 1
 
     for term in plan.terms:
-        _score_strips(scan, term, within, add)
+        _each_strip_of(scan, term, within, partial(_approximated, term, add))
     every = np.arange(within.start, within.stop) if isinstance(within, range) else within
     kept = whole_sums([term.view for term in plan.terms], plan.missing, seen, every, scan.on_damage)
     if len(kept) == len(every):

@@ -16,8 +16,9 @@ import numpy as np
 
 from covector.attribution.scoring import Float64
 from covector_server.kernels.topk import Pools, Scored
+from covector_server.query.direct import direct_offer
 from covector_server.query.question import End, Ends
-from covector_server.query.scan import Scan, exact_scores
+from covector_server.query.scan import Scan, exact_scores, scan_each, scan_strips
 from covector_server.storage.view import Positions, RowIds
 
 SLACK = 1024  # rows of a ranking beside twice k
@@ -90,12 +91,25 @@ class Selection:
         self._offering = threading.Lock()
         self._lost: set[int] = set() if lost is None else lost
         self._left_out = np.array(sorted(self._lost), dtype=np.int64)
+        self._direct = None if len(self._left_out) else direct_offer(scan, self._pools, self._offer)
+
+    def run(self) -> None:
+        """Scans: offers all rows."""
+        if self._direct is None:
+            scan_each(self._scan, self.offer)
+        else:
+            scan_strips(self._scan, self._direct.score, self._direct.help)
+            self.scanned_count += self._direct.scanned_count
 
     def offer(self, block: Scored) -> None:
         """Takes from a block, of scores by group, what may belong to an end."""
-        scored = self._reduced(block)
+        self._offer(block)
         with self._offering:
             self.scanned_count += len(block.row_ids)
+
+    def _offer(self, block: Scored) -> None:
+        scored = self._reduced(block)
+        with self._offering:
             self._pools.begin()
             while full := self._pools.offer(scored):
                 self._rescore(full)
@@ -130,7 +144,10 @@ class Selection:
             (self._plan.groups_of(number // 2), row_ids[places])
             for number, (_, _, row_ids), places in zip(numbers, kept, doubtful, strict=True)
         ]
-        found = exact_scores(self._scan, wanted)
+        origins = [self._pools.origins(number)[places] for number, places in zip(numbers, doubtful, strict=True)]
+        found = None if self._direct is None else self._direct.exact([groups for groups, _ in wanted], origins)
+        if found is None:
+            found = exact_scores(self._scan, wanted)
         for number, (scores, _, row_ids), places, exact in zip(numbers, kept, doubtful, found, strict=True):
             self.rescored_count += exact.shape[1]
             scores[places] = _turn(number) * exact.max(axis=0)  # of one group, unless it is the largest that counts

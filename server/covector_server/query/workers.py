@@ -36,12 +36,15 @@ class _Presence:
 class _Scan:
     """The strips of one scan that are left. ``done`` is set when no thread works on it any more."""
 
-    def __init__(self, work: Work, sources: Iterator[StripSource], thread_count: int) -> None:
+    def __init__(
+        self, work: Work, sources: Iterator[StripSource], thread_count: int, finish: Callable[[], None] | None
+    ) -> None:
         self.done = threading.Event()
         self.error: BaseException | None = None
         self._work = work
         self._sources = sources
         self._thread_count = thread_count
+        self._finish = finish
         self._taking = threading.Lock()
 
     def step(self) -> bool:
@@ -52,6 +55,8 @@ class _Scan:
             if source is not None:
                 self._work(source)
                 return True
+            if self._finish is not None and self.error is None:
+                self._finish()
         except BaseException as error:  # noqa: BLE001 - who asked raises it
             self.fail(error)
         return False
@@ -80,17 +85,17 @@ class Workers:
         self._scanning = ThreadPoolExecutor(count, thread_name_prefix="scan")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
 
-    def each(self, work: Work, sources: Iterable[StripSource]) -> None:
+    def each(self, work: Work, sources: Iterable[StripSource], finish: Callable[[], None] | None = None) -> None:
         """Works on every source, in no order, on up to ``count`` at a time. After one that fails none is begun; its
-        error is raised when the others under way are done. A single source is worked on by the caller: waking a thread
-        takes longer than a few rows."""
+        error is raised when the others under way are done. A thread that finds none left calls ``finish``. A single
+        source is worked on by the caller: waking a thread takes longer than a few rows."""
         ahead = self._read_ahead(sources)
         first = list(islice(ahead, 2))
         if len(first) < 2:
             for source in first:
                 work(source)
             return
-        scan = _Scan(work, chain(first, ahead), self.count)
+        scan = _Scan(work, chain(first, ahead), self.count, finish)
         self._count(1)
         try:
             for _ in range(self.count):
