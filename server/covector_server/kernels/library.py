@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 PATH: Final = Path(__file__).with_name("libcovector.so")
-VERSION: Final = 6
+VERSION: Final = 7
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 _u32, _i32, _i64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_int64

@@ -156,9 +156,12 @@ class Selection:
     def _keep_best(self, number: int, scores: Float64, row_ids: RowIds) -> None:
         sound = ~np.isnan(scores)
         self._lost.update(row_ids[~sound].tolist())
-        ranking = Ranking(self._pools.k, self._keys_of)
-        ranking.add(scores[sound], row_ids[sound])
-        self._pools.replace(number, *ranking.kept())
+        scores, row_ids = scores[sound], row_ids[sound]
+        if len(scores) > self._pools.k:
+            ranking = Ranking(self._pools.k, self._keys_of)
+            ranking.add(scores, row_ids)
+            scores, row_ids = ranking.kept()
+        self._pools.replace(number, scores, row_ids)
 
 
 def _turn(number: int) -> float:
