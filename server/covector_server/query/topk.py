@@ -138,16 +138,19 @@ class Selection:
         return Scored.plain(block.scores()[:, ~gone], block.bounds()[:, ~gone], block.row_ids[~gone])
 
     def _rescore(self, numbers: Sequence[int]) -> None:
-        """Puts exact scores into pools, of the k best at most."""
+        """Puts exact scores into pools, of the k best at most. What both ends of a result want is scored at once."""
         kept = [self._wanted(number) for number in numbers]
-        doubtful = [errors > 0 for _, errors, _ in kept]
-        wanted = [
-            (self._plan.groups_of(number // 2), row_ids[places])
-            for number, (_, _, row_ids), places in zip(numbers, kept, doubtful, strict=True)
-        ]
-        found = exact_scores(self._scan, wanted)
-        for number, (scores, _, row_ids), places, exact in zip(numbers, kept, doubtful, found, strict=True):
-            self.rescored_counts[number // 2] += exact.shape[1]
+        doubtful: dict[int, list[RowIds]] = {}
+        for number, (_, errors, row_ids) in zip(numbers, kept, strict=True):
+            doubtful.setdefault(number // 2, []).append(row_ids[errors > 0])
+        wanted = {result: np.unique(np.concatenate(ends)) for result, ends in doubtful.items()}
+        asked = [(self._plan.groups_of(result), row_ids) for result, row_ids in wanted.items()]
+        found = dict(zip(wanted, exact_scores(self._scan, asked), strict=True))
+        for result, exact in found.items():
+            self.rescored_counts[result] += exact.shape[1]
+        for number, (scores, errors, row_ids) in zip(numbers, kept, strict=True):
+            result, places = number // 2, errors > 0
+            exact = found[result][:, np.searchsorted(wanted[result], row_ids[places])]
             scores[places] = _turn(number) * exact.max(axis=0)  # of one group, unless it is the largest that counts
             self._keep_best(number, scores, row_ids)
 
