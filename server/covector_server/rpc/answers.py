@@ -67,9 +67,9 @@ def hit_messages(
 
 def once_message(question: Question, found: Found, *, keys_only: bool) -> pb.QueryOnceResponse:
     """The answer to a question of a batch in one message, or that it is too large for one."""
-    if found.rows is None and not keys_only:
-        return pb.QueryOnceResponse(too_large=True)
     rows: Mapping[int, RowDetails] = {} if keys_only or found.rows is None else found.rows
+    if not keys_only and (found.rows is None or _stored_bytes(found.answer, rows) > ANSWER_BYTES):
+        return pb.QueryOnceResponse(too_large=True)
     hits = [
         pb.ResultHits(
             result_index=index,
@@ -78,7 +78,8 @@ def once_message(question: Question, found: Found, *, keys_only: bool) -> pb.Que
         )
         for index, both in enumerate(found.answer.results)
     ]
-    return fitting(pb.QueryOnceResponse(summary=summary_message(question, found.answer), hits=hits))
+    whole = pb.QueryOnceResponse(summary=summary_message(question, found.answer), hits=hits)
+    return whole if whole.ByteSize() <= ANSWER_BYTES else pb.QueryOnceResponse(too_large=True)
 
 
 def gathered(messages: Iterable[pb.QueryResponse]) -> pb.QueryOnceResponse:
@@ -95,9 +96,11 @@ def gathered(messages: Iterable[pb.QueryResponse]) -> pb.QueryOnceResponse:
     return whole
 
 
-def fitting(whole: pb.QueryOnceResponse) -> pb.QueryOnceResponse:
-    """The answer, or that it is too large for one message."""
-    return whole if whole.ByteSize() <= ANSWER_BYTES else pb.QueryOnceResponse(too_large=True)
+def _stored_bytes(answer: TopKAnswer, rows: Mapping[int, RowDetails]) -> int:
+    """At least so much is stored with the rows of an answer: it is looked at before a message is made of it."""
+    ends = [end for both in answer.results for end in (both.proponents, both.opponents)]
+    found = [rows[row_id] for end in ends for row_id in end.row_ids.tolist()]
+    return sum(len(row.text or "") + len(row.metadata_json or b"") for row in found)
 
 
 def _known_hits(end: End, rows: Mapping[int, RowDetails]) -> list[pb.Hit]:
