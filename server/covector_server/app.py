@@ -219,7 +219,8 @@ class Server:
         )
         server.add_generic_rpc_handlers((self._writers.handlers(),))
         query_pb2_grpc.add_QueryServiceServicer_to_server(self._asking, server)
-        rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits, delete), server)
+        rows = RowsServicer(open_view, self._queries, self._asking.admission, limits, delete)
+        rows_pb2_grpc.add_RowsServiceServicer_to_server(rows, server)
         indexes_pb2_grpc.add_IndexesServiceServicer_to_server(IndexesServicer(self._indexer, limits), server)
         fits_pb2_grpc.add_FitsServiceServicer_to_server(FitsServicer(self._fitter, open_view, limits), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 PATH: Final = Path(__file__).with_name("libcovector.so")
-VERSION: Final = 5
+VERSION: Final = 6
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 _u32, _i32, _i64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_int64
@@ -38,6 +38,9 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_settle": (None, (_pointer, _size)),
     "covector_accumulate": (None, (_pointer, _pointer, _size, _pointer, _pointer)),
     "covector_resident": (_i32, (_pointer, _size, _size)),
+    "covector_watch": (_i64, (_pointer, _size)),
+    "covector_unwatch": (None, (_i64,)),
+    "covector_lost_pages": (ctypes.c_uint64, ()),
 }
 _log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from covector.v1 import query_pb2 as pb
 from covector.v1 import query_pb2_grpc
 from covector_server.fit.cache import FitCache
 from covector_server.index.cache import IndexCache
+from covector_server.kernels.pages import Losses
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled
 from covector_server.query.engine import grouped, scores, self_influence
@@ -120,7 +121,9 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         if not spec.query.self_influence and not spec.query.HasField("stored_keys"):
             question = question_of(spec.query, vectors)
             asked = None if needs_fit(question) else self._ask_with_others(spec, question)
+            losses = Losses()
             found = None if asked is None else await asyncio.wrap_future(asked)
+            losses.check()
             if found is not None:
                 return once_message(question, found, keys_only=spec.keys_only)
         return await computed(self._pool, lambda cancelled: gathered(self._answer(spec, vectors, cancelled)))
