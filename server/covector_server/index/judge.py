@@ -16,13 +16,13 @@ from covector.attribution.preconditioner import Identity
 from covector.attribution.scoring import split_scale
 from covector_server.index.contract import Candidates, Float32, Index, Search, Source, candidate_count
 from covector_server.index.directions import Directions, Float16
-from covector_server.index.extremes import Extremes
+from covector_server.kernels.extremes import Extremes
 from covector_server.storage.view import Positions
 
 QUERIES_MAX, QUERIES_MIN = 64, 8
 QUERY_BYTES = 32 << 20
 DEPTH = 100  # of the exact answers
-OVERSAMPLINGS = (10, 20, 40)
+OVERSAMPLINGS = (4, 5, 7, 10, 20, 40)
 
 
 def held_out(source: Source, learnt_from: npt.NDArray[np.int64], seed: int) -> Positions:
