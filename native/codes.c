@@ -6,6 +6,8 @@
 #include <string.h>
 
 #define SPAN 2048
+#define VECTOR_MAX 32767.0f
+#define PEAK_MIN 1e-33f /* of a vector that is not taken for zero: its steps have all bits */
 #define STEP 32 /* codes that the wide loops take at once; the vector is padded to a multiple of it */
 
 typedef void (*code_products_function)(const int8_t *codes, size_t row_count, size_t rank, size_t stride,
@@ -157,4 +159,21 @@ COVECTOR_API void covector_code_products(const int8_t *codes, size_t row_count, 
                                          const int16_t *vector, float step, float *products)
 {
     chosen()(codes, row_count, rank, stride, vector, step, products);
+}
+
+COVECTOR_API float covector_round_vector(const float *vector, size_t rank, int16_t *rounded)
+{
+    float peak = 0.0f;
+    for (size_t at = 0; at < rank; at++) {
+        float size = vector[at] < 0 ? -vector[at] : vector[at];
+        peak = size > peak ? size : peak;
+    }
+    int is_there = peak >= PEAK_MIN;
+    float inverse = is_there ? VECTOR_MAX / peak : 0.0f;
+    for (size_t at = 0; at < rank; at++) {
+        float scaled = vector[at] * inverse;
+        rounded[at] = (int16_t)(int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f));
+    }
+    memset(rounded + rank, 0, sizeof *rounded * (STEP - 1 - (rank + STEP - 1) % STEP));
+    return is_there ? peak / VECTOR_MAX : 0.0f;
 }

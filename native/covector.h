@@ -46,7 +46,7 @@ COVECTOR_API int32_t covector_scan_paths(void);
 COVECTOR_API int32_t covector_products(int32_t path, const struct covector_rows *rows, const float *vectors,
                                        size_t vector_count, size_t vector_stride, double *products, double *squares);
 
-/* The same in float64. The order of each sum depends on dim alone. */
+/* The same in float64, of at least one vector. The order of each sum depends on dim alone. */
 COVECTOR_API int32_t covector_exact_products(int32_t path, const struct covector_rows *rows, const double *vectors,
                                              size_t vector_count, size_t vector_stride, double *products,
                                              double *squares);
@@ -112,6 +112,9 @@ COVECTOR_API size_t covector_slots_find(const uint64_t *slot_hashes, const int64
    zeros to a multiple of 32, whose integers are worth step. */
 COVECTOR_API void covector_code_products(const int8_t *codes, size_t row_count, size_t rank, size_t stride,
                                          const int16_t *vector, float step, float *products);
+
+/* Rounds a vector of finite numbers for it, zeros included, in steps of a 32767th of the largest. Returns the step. */
+COVECTOR_API float covector_round_vector(const float *vector, size_t rank, int16_t *rounded);
 
 /* nibbles.c. products[i]: of the codes of row i, block_count blocks of 64 that begin stride bytes apart, with vector,
    int8[block_count * 64], a block's integers worth steps[block]. No integer of the vector is -128. */

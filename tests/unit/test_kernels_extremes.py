@@ -66,7 +66,11 @@ def test_ties_are_broken_by_position(scores: list[int], count: int, piece: int) 
 def test_each_of_what_may_be_left_out(name: str) -> None:
     rng = np.random.default_rng(1)
     products = rng.standard_normal((1, 300)).astype(np.float32)
-    whole = {"factors": rng.random(300).astype(np.float32), "weights": rng.random(300), "chosen": rng.random(300) < 0.5}
+    whole: dict[str, Any] = {
+        "factors": rng.random(300).astype(np.float32),
+        "weights": rng.random(300),
+        "chosen": rng.random(300) < 0.5,
+    }
     found = Extremes(1, 20)
     found.offer(7, products, **{name: whole[name]})
     scores = products[0].copy()

@@ -9,7 +9,7 @@ from covector.types import Space
 from covector_server.limits import Limits
 from covector_server.query.planner import Term, plan_question
 from covector_server.query.question import CheckpointChoice, Ends, Question
-from covector_server.query.rerank import best_of, ends_of, term_of, union_of
+from covector_server.query.rerank import best_of, ends_of, union_of
 from covector_server.storage.view import RowIds, Strip
 from covector_server.testing.memory import memory_collection
 
@@ -31,7 +31,8 @@ def reversed_keys(row_ids: RowIds) -> list[bytes]:
 def check(ends: Ends, row_ids: RowIds, scores: np.ndarray, k: int) -> None:
     keys = reversed_keys(row_ids)
     for end, turn in ((ends.proponents, 1.0), (ends.opponents, -1.0)):
-        order = sorted(range(len(keys)), key=lambda at, turn=turn: (-turn * scores[at], keys[at]))[:k]
+        pairs = [(-turn * score, key) for score, key in zip(scores.tolist(), keys, strict=True)]
+        order = sorted(range(len(pairs)), key=pairs.__getitem__)[:k]
         assert end.row_ids.tolist() == row_ids[order].tolist()
         assert end.keys == [keys[at] for at in order]
         np.testing.assert_array_equal(end.scores, scores[order])
@@ -56,7 +57,7 @@ def test_both_ends(scorer: str, k: int, spread: str) -> None:
         one = slice(group, group + 1)
         row_ids = np.concatenate([strip.row_ids for strip in strips])
         scores = np.concatenate([term.exact(strip, one)[0] for strip in strips])
-        check(best_of(term_of(term, group), strips, k, reversed_keys), row_ids, scores, k)
+        check(best_of(term, group, strips, k, reversed_keys), row_ids, scores, k)
         check(ends_of(row_ids, scores, k, reversed_keys), row_ids, scores, k)
 
 
@@ -69,13 +70,13 @@ def test_keys_are_asked_for_once_and_of_few_rows() -> None:
         asked.append(len(row_ids))
         return reversed_keys(row_ids)
 
-    best_of(term, strips, 10, keys_of)
+    best_of(term, 0, strips, 10, keys_of)
     assert asked == [20]
 
 
 def test_no_candidates() -> None:
     term, _ = term_and_strips(np.ones((1, DIM)), np.ones((1, DIM), dtype=np.float32))
-    ends = best_of(term, [], 3, reversed_keys)
+    ends = best_of(term, 0, [], 3, reversed_keys)
     assert [len(end.keys) for end in (ends.proponents, ends.opponents)] == [0, 0]
 
 

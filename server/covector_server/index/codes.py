@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from covector_server.index.contract import Candidates, Float32, Search
-from covector_server.kernels.extremes import Extremes
 from covector_server.kernels import nibbles
 from covector_server.kernels.codes import FEW, code_products
+from covector_server.kernels.extremes import Extremes
 
 Codes = npt.NDArray[np.int8]
 Stored = npt.NDArray[Any]  # int8[rows, rank], or uint8[rows, bytes] of packed codes

@@ -47,7 +47,7 @@ class Directions:
         self._blocks = blocks
         self._wide: list[Float32] | None = None
         self._brief: list[Brief] | None = None
-        self._element_count = self.count * sum(block.shape[1] for block in blocks)
+        self._element_count: int = self.count * sum(block.shape[1] for block in blocks)
         if 4 * self._element_count <= WIDE_BYTES:
             self._wide = [block.astype(np.float32, copy=False) for block in blocks]
 

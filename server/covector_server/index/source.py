@@ -41,9 +41,10 @@ class CheckpointRows:
         at unit RMS: good enough to choose candidates by."""
         columns = self._view.columns(start, stop)
         facts = RowFacts(np.full(stop - start, self._norm), columns.scales, columns.trak_q, columns.row_ids)
-        live = live_mask(self._view.dead, start, stop)
-        if live.all():
+        low, high = np.searchsorted(self._view.dead, (start, stop)) if len(self._view.dead) else (0, 0)
+        if low == high:
             return self._scorer.row_factor(facts)
+        live = live_mask(self._view.dead, start, stop)
         factors = np.zeros(stop - start)
         factors[live] = self._scorer.row_factor(
             RowFacts(facts.norms[live], facts.scales[live], facts.trak_q[live], facts.row_ids[live])
@@ -51,7 +52,7 @@ class CheckpointRows:
         return factors
 
     def chosen(self, start: int, stop: int) -> Mask | None:
-        low, high = np.searchsorted(self._view.dead, (start, stop))
+        low, high = np.searchsorted(self._view.dead, (start, stop)) if len(self._view.dead) else (0, 0)
         if self._mask is None and low == high:
             return None
         if self._mask is None:

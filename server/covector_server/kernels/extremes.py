@@ -94,10 +94,10 @@ class Extremes:
     ) -> None:
         """``offer`` in numpy; what is kept is sorted already."""
         scores = products.copy()
-        if factors is not None or weights is not None:
-            scores *= (1.0 * (1.0 if factors is None else factors) * (1.0 if weights is None else weights)).astype(
-                "<f4"
-            )
+        if factors is not None and weights is not None:
+            scores *= (factors * weights).astype(np.float32)
+        elif factors is not None or weights is not None:
+            scores *= np.asarray(weights if factors is None else factors).astype(np.float32)
         if chosen is not None:
             scores[:, ~chosen] = np.nan
         for vector, row in enumerate(scores):

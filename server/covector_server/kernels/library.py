@@ -31,6 +31,7 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_crc_shift": (None, (_size, _pointer)),
     "covector_crc_join": (_u32, (_u32, _pointer, _size, _pointer)),
     "covector_code_products": (None, (_pointer, _size, _size, _size, _pointer, _float, _pointer)),
+    "covector_round_vector": (_float, (_pointer, _size, _pointer)),
     "covector_nibble_products": (None, (_pointer, _size, _size, _size, _pointer, _pointer, _pointer)),
     "covector_scan_paths": (_i32, ()),
     "covector_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),

@@ -149,9 +149,9 @@ class IndexRecord(Record):
 
     ``parts``: one a checkpoint, fields of ``IndexPart``; ``fit``: of the map A whose rows it holds, empty for none.
     ``scorers``: what it answers; ``scorer``: what its recall was measured for. ``oversampling``: candidates a hit, of
-    ten that are asked for by that scorer. ``query_elements``: about how many numbers a query reads, what a plan's cost is made of.
-    ``recall``: as measured on rows of the collection; ``warning``: what was asked for and not reached. ``files``: sizes
-    by name; ``checksum``: CRC-32C of its manifest.
+    ten that are asked for by that scorer. ``query_elements``: about how many numbers a query reads, what a plan's cost
+    is made of. ``recall``: as measured on rows of the collection; ``warning``: what was asked for and not reached.
+    ``files``: sizes by name; ``checksum``: CRC-32C of its manifest.
     """
 
     id: str

@@ -24,7 +24,7 @@ from covector_server.query.cancellation import Cancelled, check_cancelled
 from covector_server.query.choosing import positioned
 from covector_server.query.planner import Plan
 from covector_server.query.question import End, Ends
-from covector_server.query.rerank import best_of, term_of, union_of
+from covector_server.query.rerank import best_of, union_of
 from covector_server.query.scan import Mask
 from covector_server.storage.view import NO_KEY, CollectionView, PositionedCheckpoint, Positions
 
@@ -84,7 +84,7 @@ class IndexSearch:
         for source in checkpoint.strips_at(positions, STRIP_ROWS):
             self._check()
             strips.append(source.load())
-        return best_of(term_of(term, group), strips, self.k, self._keys_of)
+        return best_of(term, group, strips, self.k, self._keys_of)
 
     def _keys_of(self, row_ids: Positions) -> list[bytes]:
         return self.view.keys_of(row_ids)
