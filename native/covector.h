@@ -51,6 +51,9 @@ COVECTOR_API int32_t covector_exact_products(int32_t path, const struct covector
                                              size_t vector_count, size_t vector_stride, double *products,
                                              double *squares);
 
+/* widen.c. count float16 as float32. */
+COVECTOR_API void covector_widen(const uint16_t *halves, size_t count, float *wide);
+
 /* topk.c. Approximate scores of some rows for each result: products[r][i] * coefficients[r] * factors[i], off by at most
    reaches[r] * row_reaches[i], or by errors[r][i] where errors is not NULL. */
 struct covector_scores {

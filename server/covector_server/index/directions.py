@@ -15,6 +15,7 @@ from covector_server.index.contract import Float32
 from covector_server.kernels.codes import code_products
 from covector_server.kernels.library import LIBRARY
 from covector_server.kernels.scan import ChunkedRows, fast_products
+from covector_server.kernels.widen import widen
 
 BLOCK_DIM = 8192
 BATCH_BYTES = 16 << 20  # of rows widened at once
@@ -112,8 +113,10 @@ def project(rows: Sequence[npt.NDArray[np.float16] | Float32], sets: Sequence[Di
     products = [np.zeros((row_count, directions.count), dtype=np.float32) for directions in sets]
     wide = np.empty((row_count, min(dim, BLOCK_DIM)), dtype=np.float32)
     for number, (start, stop) in enumerate(spans(dim)):
-        block = wide[:, : stop - start]
-        np.concatenate([piece[:, start:stop] for piece in rows], out=block, casting="same_kind")
+        block, first = wide[:, : stop - start], 0
+        for piece in rows:
+            widen(piece[:, start:stop], block[first : first + len(piece)])
+            first += len(piece)
         for product, directions in zip(products, sets, strict=True):
             product += block @ directions.block(number).T
     return products

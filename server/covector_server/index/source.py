@@ -118,8 +118,15 @@ class CheckpointSource:
 
     def views(self, positions: Positions) -> list[npt.NDArray[np.float16]]:
         """See ``contract.Source``."""
-        self.check()
-        return [self._view.span(position, position + 1).rows[0] for position in positions.tolist()]
+        found: list[npt.NDArray[np.float16]] = []
+        while len(found) < len(positions):
+            self.check()
+            first = int(positions[len(found)])
+            stop = next(end for _, end in self._view.spans(first, self.row_count))
+            here = positions[len(found) : len(found) + int(np.searchsorted(positions[len(found) :], stop))]
+            rows = self._view.span(first, stop).rows
+            found += [rows[place] for place in (here - first).tolist()]
+        return found
 
     def _columns(self, start: int) -> Columns:
         return self._view.columns(start, min(start + COLUMN_ROWS, self.row_count))

@@ -43,7 +43,8 @@ DISK_SHARE = 0.1  # of the rows' bytes, that the files of that rank may take
 MAP_RANK_MAX = 2048  # with a map
 MAP_DIM_SHARE = 5 / 16  # of dim, the same with a map
 MAP_RECALL = 0.98  # aimed at with a map, where none is asked for
-RECALL = 0.99  # without one, that few candidates must reach so that no more are drawn
+RECALL = 0.99  # without one, that candidates must reach so that no more are drawn
+OVERSAMPLING_MOST = 20  # where no recall is asked for
 ELEMENTS = {8: 2 / 3, 4: 0.3}  # that a code costs, as measured
 SEED = 0
 
@@ -91,8 +92,8 @@ class _Trial:
     def oversampling(self, wanted: float | None) -> int | None:
         """The least that reaches what is wanted. Without a wish, the usual is never exceeded."""
         if wanted is None:
-            enough = choose_oversampling(self.recalls, wanted_of(RECALL))
-            return min(enough or OVERSAMPLING_USUAL, OVERSAMPLING_USUAL)
+            enough = choose_oversampling(self.recalls, RECALL)
+            return min(enough or OVERSAMPLING_MOST, OVERSAMPLING_MOST)
         return choose_oversampling(self.recalls, wanted)
 
     def is_enough(self, wanted: float) -> bool:
