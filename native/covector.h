@@ -51,6 +51,9 @@ COVECTOR_API int32_t covector_exact_products(int32_t path, const struct covector
                                              size_t vector_count, size_t vector_stride, double *products,
                                              double *squares);
 
+/* symmetric.c. A symmetric matrix, [dim][dim], times a vector; nothing below its diagonal is read. */
+COVECTOR_API void covector_symmetric_product(const double *matrix, size_t dim, const double *vector, double *product);
+
 /* widen.c. count float16 as float32. */
 COVECTOR_API void covector_widen(const uint16_t *halves, size_t count, float *wide);
 

@@ -40,9 +40,10 @@ def top_eigenpairs_of(
 def top_moments(
     first: Float32, batches: Iterator[Float32], row_count: int, count: int, seed: int = 0
 ) -> tuple[Float32, Float32]:
-    """About the same of the second moments float32[dim, dim] of ``row_count`` rows, given in ``batches``. The moments are
-    never made: the rows are multiplied with as many directions as are wanted and some more, which takes a small part of
-    the time. ``first``: some of the rows, float32[n, dim], spread over all; the directions begin as sums of them."""
+    """About the same of the second moments float32[dim, dim] of ``row_count`` rows, given in ``batches``. The moments
+    are never made: the rows are multiplied with as many directions as are wanted and some more, which takes a small
+    part of the time. ``first``: some of the rows, float32[n, dim], spread over all; the directions begin as sums of
+    them."""
     block = orthogonal(_sums(first, min(first.shape[1], len(first), count + EXTRA), seed))
     product = np.zeros_like(block)
     for rows in batches:
@@ -51,10 +52,10 @@ def top_moments(
 
 
 def _approximated(block: Float32, product: Float32, count: int) -> tuple[Float32, Float32]:
-    """Eigenpairs of the Nystroem approximation of a matrix, of which ``product`` with an orthonormal block is known: the
-    best in the span of the product, without another pass over the rows. Values are those of the approximation, a little
-    too small towards the end. Tropp, Yurtsever, Udell and Cevher, Fixed-rank approximation of a positive-semidefinite
-    matrix from streaming data, NIPS 2017, algorithm 3."""
+    """Eigenpairs of the Nystroem approximation of a matrix, of which ``product`` with an orthonormal block is known:
+    the best in the span of the product, without another pass over the rows. Values are those of the approximation, a
+    little too small towards the end. Tropp, Yurtsever, Udell and Cevher, Fixed-rank approximation of a
+    positive-semidefinite matrix from streaming data, NIPS 2017, algorithm 3."""
     shift = np.float32(SHIFT * float(np.linalg.norm(product)) or 1.0)
     shifted = product + shift * block
     core = (block.T @ shifted).astype(np.float64)
@@ -69,8 +70,8 @@ def _approximated(block: Float32, product: Float32, count: int) -> tuple[Float32
 
 
 def orthogonal(block: Float32) -> Float32:
-    """An orthonormal basis of the columns' span, float32[size, m'] of float32[size, m], by their Gram matrix: a few times
-    faster than by reflections. It is made in float64 where columns are so alike that float32 would not do."""
+    """An orthonormal basis of the columns' span, float32[size, m'] of float32[size, m], by their Gram matrix: a few
+    times faster than by reflections. It is made in float64 where columns are so alike that float32 would not do."""
     values, vectors = np.linalg.eigh((block.T @ block).astype(np.float64))
     if values[0] > ALIKE * values[-1]:
         close: Float32 = block @ (vectors / np.sqrt(values)).astype(np.float32)

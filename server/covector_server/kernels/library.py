@@ -36,6 +36,7 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_scan_paths": (_i32, ()),
     "covector_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),
     "covector_exact_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),
+    "covector_symmetric_product": (None, (_pointer, _size, _pointer, _pointer)),
     "covector_widen": (None, (_pointer, _size, _pointer)),
     "covector_offer": (_i64, (_pointer, _pointer)),
     "covector_settle": (None, (_pointer, _size)),

@@ -13,7 +13,7 @@ Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 
 
-def widen(narrow: Float16, wide: Float32) -> None:
+def widen(narrow: Float16 | Float32, wide: Float32) -> None:
     """Copies float16[n, m], or float32, to float32[n, m]. The interpreter's lock is released for many."""
     library = BRIEF if narrow.size <= BRIEF_ELEMENTS else LIBRARY
     if library is None or narrow.dtype != np.float16 or not (narrow.flags.c_contiguous and wide.flags.c_contiguous):
