@@ -13,7 +13,7 @@ import numpy as np
 from covector_server.index.contract import Float32
 
 EXTRA = 32  # directions more than asked for, so that the last ones converge too
-ROUNDS = 4
+ROUNDS = 3
 NOISE = 1e-6  # of the largest eigenvalue: below it is rounding
 ALIKE = 1e-4  # of the largest eigenvalue of a Gram matrix: below it, float32 is not enough
 SHIFT = 1e-7  # of a product's norm: float32 knows no more of it
@@ -72,10 +72,19 @@ def _approximated(block: Float32, product: Float32, count: int) -> tuple[Float32
 def orthogonal(block: Float32) -> Float32:
     """An orthonormal basis of the columns' span, float32[size, m'] of float32[size, m], by their Gram matrix: a few
     times faster than by reflections. It is made in float64 where columns are so alike that float32 would not do."""
-    values, vectors = np.linalg.eigh((block.T @ block).astype(np.float64))
-    if values[0] > ALIKE * values[-1]:
-        close: Float32 = block @ (vectors / np.sqrt(values)).astype(np.float32)
-        return close
+    try:
+        root = np.linalg.cholesky((block.T @ block).astype(np.float64))
+    except np.linalg.LinAlgError:
+        return _independent(block)
+    sizes = np.diagonal(root)
+    if len(sizes) and sizes.min() ** 2 < ALIKE * sizes.max() ** 2:
+        return _independent(block)
+    found: Float32 = block @ np.linalg.inv(root).T.astype(np.float32)
+    return found
+
+
+def _independent(block: Float32) -> Float32:
+    """The same in float64, without what depends on other columns."""
     wide = block.astype(np.float64)
     values, vectors = np.linalg.eigh(wide.T @ wide)
     kept = values > DEPENDENT * max(values[-1], np.finfo(np.float64).tiny)
