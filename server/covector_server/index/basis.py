@@ -128,6 +128,11 @@ class OpenBasis:
     directions: Directions
     deviations: Float32  # [rank]
     gains: Float32  # [rank]
+    weights: Float32  # [rank], the deviation times the gain over dim
+
+    def weighted(self, vectors: Float32) -> Float32:
+        """float32[m, rank] of float32[m, dim], at about unit RMS or zero: what a row's codes are multiplied with."""
+        return self.directions.products(vectors) * self.weights
 
     def coordinates(self, vectors: Float32) -> Float32:
         """float32[m, rank] of float32[m, dim], at about unit RMS or zero: what a row's codes, each times its deviation,
@@ -142,7 +147,8 @@ def open_basis(maps: dict[str, memoryview], rank: int, dim: int) -> OpenBasis:
     gains = np.frombuffer(maps["gains"], "<f4") if "gains" in maps else np.ones(rank, dtype=np.float32)
     if (len(maps["basis"]), len(deviations), len(gains)) != (2 * rank * dim, rank, rank):
         raise Corrupt(f"the basis of an index is not one of rank {rank} and dim {dim}; build it again")
-    return OpenBasis(Directions.mapped(maps["basis"], rank, dim), deviations, gains)
+    weights = deviations * (gains / np.float32(dim))
+    return OpenBasis(Directions.mapped(maps["basis"], rank, dim), deviations, gains, weights)
 
 
 def copy_basis(draft: Draft, maps: dict[str, memoryview]) -> None:

@@ -86,15 +86,16 @@ class Directions:
         if len(vectors) > FEW:
             (products,) = project([vectors], [self])
             return products
-        total = np.zeros((len(vectors), self.count), dtype=np.float32)
+        total = self._few_products(0, vectors[:, :BLOCK_DIM])
         for number, (start, stop) in enumerate(spans(vectors.shape[1])):
-            total += self._few_products(number, np.ascontiguousarray(vectors[:, start:stop]))
+            if number:
+                total += self._few_products(number, vectors[:, start:stop])
         return total
 
     def _few_products(self, number: int, vectors: Float32) -> Float32:
         if not self._is_brief:
             narrow = ChunkedRows.of(self._blocks[number].astype(np.float16, copy=False))
-            return fast_products(narrow, vectors)[0].astype(np.float32)
+            return fast_products(narrow, np.ascontiguousarray(vectors))[0].astype(np.float32)
         if self._brief is None:  # made twice if two threads come at once, which does no harm
             self._brief = [_brief_of(block) for block in self._blocks]
         codes, steps = self._brief[number]

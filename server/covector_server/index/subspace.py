@@ -70,7 +70,7 @@ class SubspaceIndex:
 
     def weighted(self, vectors: Float32) -> Float32:
         """See ``contract.Summable``: what codes are multiplied with, float32[m, rank]."""
-        return (self.basis.coordinates(vectors) * self.basis.deviations)[:, : self.rank]
+        return self.basis.weighted(vectors)[:, : self.rank]
 
     def products(self, weighted: Float32, start: int, stop: int) -> Float32:
         """See ``contract.Summable``."""

@@ -34,17 +34,13 @@ def best_of(term: Term, group: int, strips: Sequence[Strip], k: int, keys_of: Ke
 
 def ends_of(row_ids: RowIds, scores: Float64, k: int, keys_of: KeysOf) -> Ends:
     """The k best at both ends of exact scores, equal ones in order of key; no score is -0.0."""
-    chosen = [_best(turn * scores, k) for turn in (1.0, -1.0)]
-    wanted = union_of(*chosen)
+    order = np.argsort(scores)
+    ascending = scores[order]
+    smallest = order[: ascending.searchsorted(ascending[k - 1], "right")] if k < len(order) else order
+    largest = order[ascending.searchsorted(ascending[-k]) :] if k < len(order) else order
+    wanted = union_of(largest, smallest)
     keys = dict(zip(wanted.tolist(), keys_of(row_ids[wanted]), strict=True))
     values = scores.tolist()
-    top = sorted(chosen[0].tolist(), key=lambda at: (-values[at], keys[at]))[:k]
-    bottom = sorted(chosen[1].tolist(), key=lambda at: (values[at], keys[at]))[:k]
+    top = sorted(largest.tolist(), key=lambda at: (-values[at], keys[at]))[:k]
+    bottom = sorted(smallest.tolist(), key=lambda at: (values[at], keys[at]))[:k]
     return Ends(*(End(row_ids[end], [keys[at] for at in end], scores[end] + 0.0) for end in (top, bottom)))
-
-
-def _best(scores: Float64, k: int) -> Positions:
-    """Where the k largest are, and all that equal the last of them."""
-    if len(scores) <= k:
-        return np.arange(len(scores))
-    return np.flatnonzero(scores >= np.partition(scores, -k)[-k])
