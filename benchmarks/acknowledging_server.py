@@ -1,6 +1,6 @@
 """The ingest stream without a database: the same messages, read the same way, acknowledged at once, stored nowhere.
 
-    python benchmarks/acknowledging_server.py --listen 127.0.0.1:0 [--style raw]
+    python benchmarks/acknowledging_server.py --listen 127.0.0.1:0 [--style beside]
 
 What ingest could reach if storing cost nothing. The server is of the kind and with the options of
 covector_server.app; a handler that reads messages in another way than covector's own belongs here as another style.
@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from covector.v1 import ingest_pb2 as pb
-from covector_server.__main__ import keep_freed_memory
+from covector_server.__main__ import collect_rarely, keep_freed_memory
 from covector_server.app import grpc_options
 from covector_server.limits import Limits
 from covector_server.rpc.framing import read_request
@@ -53,7 +53,8 @@ async def acknowledge_messages(requests: AsyncIterator[pb.IngestRequest], _conte
 
 
 async def acknowledge_bytes(_requests: object, context: Any) -> None:
-    """Style ``raw``: messages are read by covector's own ``rpc.framing``, which does not copy the gradients."""
+    """Style ``raw``: messages are read by covector's own ``rpc.framing``, which does not copy the gradients, and each
+    is answered before the next is read."""
     while (data := await context.read()) is not END:
         request = read_request(data)
         if request.kind == "batch":
@@ -61,6 +62,64 @@ async def acknowledge_bytes(_requests: object, context: Any) -> None:
             await context.write(acknowledged(batch.sequence, batch.row_count).SerializeToString())
         elif request.kind == "open":
             await context.write(opened().SerializeToString())
+        del data, request  # the next message finds the memory of this one in the cache
+
+
+async def acknowledge_beside(_requests: object, context: Any) -> None:
+    """Style ``beside``: as covector's own service does it for a client that says it takes cumulative acknowledgements.
+    One task reads, the handler answers: all that came while it wrote the answer before is acknowledged at once."""
+    waiting = _Waiting()
+    reading = asyncio.create_task(_read(context, waiting))
+    while (answer := await waiting.answer()) is not None:
+        await context.write(answer.SerializeToString())
+    await reading
+
+
+class _Waiting:
+    """Batches that were read and not acknowledged yet."""
+
+    def __init__(self) -> None:
+        self._sequence = self._row_count = 0
+        self._is_open = self._is_over = False
+        self._changed = asyncio.Event()
+
+    def open(self) -> None:
+        self._is_open = True
+        self._changed.set()
+
+    def add(self, sequence: int, row_count: int) -> None:
+        self._sequence, self._row_count = sequence, self._row_count + row_count
+        self._changed.set()
+
+    def end(self) -> None:
+        self._is_over = True
+        self._changed.set()
+
+    async def answer(self) -> pb.IngestResponse | None:
+        """The next message to send, None at the end."""
+        while not (self._is_open or self._row_count or self._is_over):
+            await self._changed.wait()
+            self._changed.clear()
+        if self._is_open:
+            self._is_open = False
+            return opened()
+        if not self._row_count:
+            return None
+        row_count, self._row_count = self._row_count, 0
+        return acknowledged(self._sequence, row_count)
+
+
+async def _read(context: Any, waiting: _Waiting) -> None:
+    try:
+        while (data := await context.read()) is not END:
+            request = read_request(data)
+            if request.kind == "batch":
+                waiting.add(request.message.batch.sequence, request.message.batch.row_count)
+            elif request.kind == "open":
+                waiting.open()
+            del data, request  # the next message finds the memory of this one in the cache
+    finally:
+        waiting.end()
 
 
 class _Ingest(grpc.GenericRpcHandler):
@@ -76,13 +135,18 @@ def _raw() -> Any:
     return grpc.stream_stream_rpc_method_handler(behaviour)
 
 
+def _beside() -> Any:
+    behaviour: Callable[..., Awaitable[None]] = acknowledge_beside
+    return grpc.stream_stream_rpc_method_handler(behaviour)
+
+
 def _proto() -> Any:
     return grpc.stream_stream_rpc_method_handler(
         acknowledge_messages, pb.IngestRequest.FromString, pb.IngestResponse.SerializeToString
     )
 
 
-STYLES = {"raw": _raw, "proto": _proto}
+STYLES = {"raw": _raw, "beside": _beside, "proto": _proto}
 
 
 async def serve(listen: str, style: str) -> None:
@@ -98,7 +162,8 @@ async def serve(listen: str, style: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--listen", default="127.0.0.1:0")
-    parser.add_argument("--style", choices=STYLES, default="raw")
+    parser.add_argument("--style", choices=STYLES, default="beside")
     arguments = parser.parse_args()
     keep_freed_memory()
+    collect_rarely()
     asyncio.run(serve(arguments.listen, arguments.style))

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dir", type=Path, default=Path(), help="stores are made and removed below it (default: here)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is measured (default 5)")
     parser.add_argument("--malloc", choices=("kept", "default"), default="kept", help="see ingest_processes.py")
-    parser.add_argument("--acknowledging-style", choices=STYLES, default="raw")
+    parser.add_argument("--acknowledging-style", choices=STYLES, default="beside")
     parser.add_argument("--stream-mib", type=int, default=768, help="sent in each round of `stream` (default 768)")
     parser.add_argument("--memory-mib", type=int, default=4096, help="sent in `memory` (default 4096)")
     parser.add_argument("--stored-rows", type=int, default=10_000_000, help="the last mark of `growth` (default 10M)")

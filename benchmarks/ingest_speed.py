@@ -44,7 +44,7 @@ class Run:
     peer_python: Path
     rounds: int = 5
     malloc: str = "kept"
-    acknowledging_style: str = "raw"
+    acknowledging_style: str = "beside"
     stream_mib: int = 768
     peer_mib: int = 256
     message_rows: int = 4096

@@ -72,9 +72,9 @@ class CheckpointDraft:
         """What of a batch is to be written: not rows that stand with the same content nor, with ``ignore``, with other
         content. Raises Conflict for these without."""
         chosen = is_new.copy()
-        known = np.flatnonzero(~is_new)
-        if not len(known):
+        if chosen.all():
             return Choice(chosen)
+        known = np.flatnonzero(~is_new)
         self.write_held()
         positions = self.stored.positions.find(row_ids[known], self.row_count, self.dead)
         chosen[known[positions < 0]] = True
@@ -97,9 +97,10 @@ class CheckpointDraft:
     def write(self, batch: Batch, row_ids: RowIds, choice: Choice) -> int:
         """Takes the chosen rows, and returns how many of them are all zero. They are written with those of the group's
         other batches, a few MiB at once: ``write_held``."""
-        if not choice.rows.any() or batch.rows is None:
+        count = int(np.count_nonzero(choice.rows))
+        if not count or batch.rows is None:
             return 0
-        chosen = slice(None) if choice.rows.all() else choice.rows
+        chosen = slice(None) if count == len(choice.rows) else choice.rows
         checksums = None if batch.checksums is None else batch.checksums[chosen]
         columns = {
             "gradients": Piece(batch.rows[chosen], checksums),
@@ -110,11 +111,12 @@ class CheckpointDraft:
         for name, piece in columns.items():
             self.held[name].append(piece)
         self.held_bytes += columns["gradients"].rows.nbytes
-        self.row_count += len(columns["scales"].rows)
+        self.row_count += count
         if self.held_bytes >= HELD_BYTES:
             self._write_held("gradients")
-        self.dead, self.died = merged(self.dead, choice.replaced), merged(self.died, choice.replaced)
-        zero_rows = int((batch.scales[choice.rows] == 0).sum())
+        if len(choice.replaced):
+            self.dead, self.died = merged(self.dead, choice.replaced), merged(self.died, choice.replaced)
+        zero_rows = count - int(np.count_nonzero(columns["scales"].rows))
         self.zero_row_count += zero_rows - choice.replaced_zero_rows
         return zero_rows
 

@@ -8,12 +8,17 @@ from covector_server.metadata.records import CheckpointRecord
 from covector_server.storage.collection import StoredCollection
 
 
-def check_writer(spec: WriterSpec, collection: StoredCollection, checkpoint: CheckpointRecord | None = None) -> None:
-    """Raises InvalidInput or Conflict naming what differs; Unavailable if the collection is read-only."""
+def check_open(collection: StoredCollection) -> None:
+    """Raises Unavailable if the collection is read-only, or what made it fail."""
     if collection.read_only is not None:
         raise collection.read_only
     if collection.fault is not None:
         raise collection.fault
+
+
+def check_writer(spec: WriterSpec, collection: StoredCollection, checkpoint: CheckpointRecord | None = None) -> None:
+    """Raises InvalidInput or Conflict naming what differs; what ``check_open`` raises."""
+    check_open(collection)
     if spec.space is not None:
         difference = collection.space.difference(spec.space)
         if difference is not None:

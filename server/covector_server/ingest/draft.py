@@ -19,7 +19,7 @@ from covector.blocks import column_of
 from covector.errors import Conflict, Internal, InvalidInput
 from covector_server.ingest.batch import Batch, Outcome, WriterSpec
 from covector_server.ingest.checkpoint_draft import CheckpointDraft, Choice
-from covector_server.ingest.checks import check_writer
+from covector_server.ingest.checks import check_open, check_writer
 from covector_server.ingest.details import News, news_of_new_rows, news_of_standing_rows, rows_with_details
 from covector_server.limits import Limits
 from covector_server.metadata.catalog import Reader, Writer, number
@@ -56,29 +56,31 @@ class CollectionDraft:
         self._supplements: Blocks = []
         self._checkpoints: dict[str, CheckpointDraft] = {}
         self._writers: dict[str, WriterRecord] = {}
+        self._fitting: dict[str, WriterSpec] = {}  # by writer, of those that were looked at
 
     def add(self, spec: WriterSpec, batch: Batch, reader: Reader) -> Outcome:
         """Decides about a batch and writes its rows. A batch stored before is answered as it was."""
         known = self._stored_before(spec, batch, reader)
         if known is not None:
             return known
-        check_writer(spec, self.collection)
+        self._check_writer(spec)
         _check_dim(batch, self.collection)
         row_ids = self._find_keys(batch)
         is_new = row_ids < 0
-        supplement = self._check_details(batch, row_ids, spec)
+        new_count = int(np.count_nonzero(is_new))
+        supplement = [] if new_count == len(batch) else self._check_details(batch, row_ids, spec)
         fields = self._check_fields(batch, is_new, supplement)
-        checkpoint = None if spec.checkpoint is None else self._checkpoint(spec, spec.checkpoint)
-        row_ids[is_new] = self.counters.next_row_id + np.arange(is_new.sum())
+        checkpoint = self._checkpoint_for(spec)
+        row_ids[is_new] = np.arange(self.counters.next_row_id, self.counters.next_row_id + new_count)
         choice = Choice(is_new) if checkpoint is None else checkpoint.choose(spec, batch, row_ids, is_new)
         # Decided. From here on only the disk can fail, and then the whole group does.
         self._fields.update(fields)
-        self._write_new_rows(batch, row_ids, is_new)
+        self._write_new_rows(batch, row_ids, is_new, new_count)
         self._write_supplement(batch, row_ids, supplement)
         zero_rows = 0
         if checkpoint is not None:
             zero_rows = checkpoint.write(batch, row_ids, choice)
-        stored = int(choice.rows.sum())
+        stored = int(np.count_nonzero(choice.rows))
         outcome = Outcome(stored, len(batch) - stored, zero_rows)
         self._writers[spec.writer_id] = WriterRecord(
             batch.sequence, batch.digest, stored, outcome.duplicate_row_count, zero_rows
@@ -160,9 +162,13 @@ class CollectionDraft:
 
     def _find_keys(self, batch: Batch) -> RowIds:
         """The row ids of the batch's keys, the group's own included, -1 for a new key."""
-        rows = self._rows()
-        found = self.collection.keys.find(batch.keys, batch.hashes, self.counters.next_row_id, rows.keys_of)
-        return np.where(is_among(self.collection.deleted, found), -1, found)
+        found = self.collection.keys.find(batch.keys, batch.hashes, self.counters.next_row_id, self._keys_of)
+        if len(self.collection.deleted):
+            found[is_among(self.collection.deleted, found)] = -1
+        return found
+
+    def _keys_of(self, row_ids: RowIds) -> list[bytes]:
+        return self._rows().keys_of(row_ids)
 
     def _rows(self) -> RowReader:
         """Reads rows as the draft has them: what the group wrote can be read back from the files."""
@@ -192,6 +198,24 @@ class CollectionDraft:
             self._limits.check("field_name_bytes", len(name.encode()), f"bytes of the name of field {name[:40]!r}")
         self._limits.check("metadata_fields", len(known) + len(added), "metadata fields of the collection")
         return added
+
+    def _check_writer(self, spec: WriterSpec) -> None:
+        """Whether a writer fits is looked at with its first batch of a group: what it is compared with does not change
+        meanwhile."""
+        if self._fitting.get(spec.writer_id) is spec:
+            check_open(self.collection)
+        else:
+            check_writer(spec, self.collection)
+
+    def _checkpoint_for(self, spec: WriterSpec) -> CheckpointDraft | None:
+        if spec.checkpoint is None:
+            draft = None
+        elif self._fitting.get(spec.writer_id) is spec:
+            draft = self._checkpoints[spec.checkpoint]
+        else:
+            draft = self._checkpoint(spec, spec.checkpoint)
+        self._fitting[spec.writer_id] = spec
+        return draft
 
     def _checkpoint(self, spec: WriterSpec, name: str) -> CheckpointDraft:
         draft = self._checkpoints.get(name)
@@ -230,8 +254,7 @@ class CollectionDraft:
 
     # Step 2: writing
 
-    def _write_new_rows(self, batch: Batch, row_ids: RowIds, is_new: npt.NDArray[np.bool_]) -> None:
-        count = int(is_new.sum())
+    def _write_new_rows(self, batch: Batch, row_ids: RowIds, is_new: npt.NDArray[np.bool_], count: int) -> None:
         if not count:
             return
         first = self.counters.next_row_id
@@ -245,7 +268,6 @@ class CollectionDraft:
             data = new_block(first, count, keys, *_packed(news))
         record = self._append(data, first, first + count - 1, count)
         self._new_blocks.append((first, record))
-        self.counters = replace(self.counters, next_row_id=first + count)
         self.collection.keys.add(batch.hashes[is_new], row_ids[is_new])
 
     def _write_supplement(self, batch: Batch, row_ids: RowIds, news: list[News]) -> None:
@@ -261,7 +283,7 @@ class CollectionDraft:
         log, counters = self.collection.log, self.counters
         file, offset_bytes = log.place(len(data), counters.log_file, counters.log_offset_bytes)
         log.append(data, file, offset_bytes)
-        self.counters = replace(counters, log_file=file, log_offset_bytes=offset_bytes + len(data))
+        self.counters = counters.after_block(last, file, offset_bytes + len(data))
         return BlockRecord(file, offset_bytes, len(data), first, last, row_count)
 
 

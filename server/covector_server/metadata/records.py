@@ -56,6 +56,14 @@ class CollectionCounters(Record):
     log_file: int = 0
     log_offset_bytes: int = 0
 
+    def after_block(self, last: int, log_file: int, log_offset_bytes: int) -> CollectionCounters:
+        """The counters behind a block of the row log that speaks of rows up to ``last``. A call a batch: spelt out, it
+        takes a sixth of what ``dataclasses.replace`` does."""
+        next_row_id = max(self.next_row_id, last + 1)
+        return CollectionCounters(
+            next_row_id, self.next_checkpoint_id, self.next_supplement, log_file, log_offset_bytes
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord(Record):
