@@ -1,5 +1,5 @@
-/* What the compiled kernels share. Every function that Python calls is declared here; all are free of state, and take
-   contiguous arrays. kernels/library.py states their types a second time: COVECTOR_VERSION changes with any of them. */
+/* What the compiled kernels share. Every function that Python calls is declared here; all but those of faults.c are free
+   of state, and take contiguous arrays. kernels/library.py states their types a second time: COVECTOR_VERSION changes with any of them. */
 #ifndef COVECTOR_H
 #define COVECTOR_H
 
@@ -87,6 +87,15 @@ COVECTOR_API void covector_accumulate(const struct covector_scores *scores, cons
 
 /* chunks.c. Whether the pages of [at, at + size_bytes) are in memory, as far as a page in each step_bytes tells. */
 COVECTOR_API int32_t covector_resident(const uint8_t *at, size_t size_bytes, size_t step_bytes);
+
+/* faults.c. Watches a mapped file: pages of it that cannot be read become zeros, and are counted, where reading them
+   would end the process. Returns what covector_unwatch wants, before the file is unmapped; -1 if it is not watched. To
+   be called under the interpreter's lock. */
+COVECTOR_API int64_t covector_watch(const uint8_t *at, size_t size_bytes);
+COVECTOR_API void covector_unwatch(int64_t place);
+
+/* How many pages have become zeros since the process began. */
+COVECTOR_API uint64_t covector_lost_pages(void);
 
 /* keys.c. A column is data and ends, checked to grow up to the data's length. */
 COVECTOR_API void covector_hash_keys(const uint8_t *data, const uint32_t *ends, size_t count, uint64_t *hashes);

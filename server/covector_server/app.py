@@ -209,10 +209,10 @@ class Server:
             CollectionsServicer(store, committer, self._operations, limits, self._compactor), server
         )
         server.add_generic_rpc_handlers((self._writers.handlers(),))
-        query_pb2_grpc.add_QueryServiceServicer_to_server(
-            QueryServicer(open_view, self._queries, limits, self._scanning, self._indexes, self._fits), server
-        )
-        rows_pb2_grpc.add_RowsServiceServicer_to_server(RowsServicer(open_view, self._queries, limits, delete), server)
+        queries = QueryServicer(open_view, self._queries, limits, self._scanning, self._indexes, self._fits)
+        query_pb2_grpc.add_QueryServiceServicer_to_server(queries, server)
+        rows = RowsServicer(open_view, self._queries, queries.admission, limits, delete)
+        rows_pb2_grpc.add_RowsServiceServicer_to_server(rows, server)
         indexes_pb2_grpc.add_IndexesServiceServicer_to_server(IndexesServicer(self._indexer, limits), server)
         fits_pb2_grpc.add_FitsServiceServicer_to_server(FitsServicer(self._fitter, open_view, limits), server)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(

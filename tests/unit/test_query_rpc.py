@@ -85,7 +85,7 @@ class Served:
         with ThreadPoolExecutor(2) as pool:
             self.queries = QueryServicer(self.open_view, pool, self.limits)
             query_pb2_grpc.add_QueryServiceServicer_to_server(self.queries, server)
-            rows = RowsServicer(self.open_view, pool, self.limits, self.delete)
+            rows = RowsServicer(self.open_view, pool, self.queries.admission, self.limits, self.delete)
             rows_pb2_grpc.add_RowsServiceServicer_to_server(rows, server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()

@@ -17,7 +17,7 @@ from tests.unit.test_query_rpc import DIM, Served, all_scores, failure, pieces, 
 from covector.blocks import column_from_message
 from covector.errors import Corrupt, InvalidInput, LimitExceeded, Unavailable, from_rpc_error
 from covector.types import Space
-from covector.v1 import query_pb2, query_pb2_grpc
+from covector.v1 import query_pb2, query_pb2_grpc, rows_pb2, rows_pb2_grpc
 from covector_server.limits import Limits
 from covector_server.query.engine import scores, top_k
 from covector_server.query.question import Question
@@ -219,6 +219,22 @@ def test_no_more_streams_than_the_limit(view: MemoryCollection) -> None:
         await held.release()
         await until(lambda: served.queries.admission.stream_count == 0)
         assert len(hits_of(await query(channel, top_spec(view, k=3), pieces(VECTORS)))) == 12
+
+    served.run(call)
+
+
+def test_streams_of_rows_count_as_queries_do(view: MemoryCollection) -> None:
+    served = Served({"c": view}, Limits(query_streams=1))
+
+    async def call(channel: grpc.aio.Channel) -> None:
+        held, rows = Held(channel), rows_pb2_grpc.RowsServiceStub(channel)
+        held.open(*opening(view))
+        await until(lambda: served.queries.admission.stream_count == 1)
+        for refused in (rows.GetRows(rows_pb2.GetRowsRequest(collection="c")), rows.ListMissing(iter(()))):
+            assert isinstance(await error_of(refused), LimitExceeded)
+        await held.release()
+        await until(lambda: served.queries.admission.stream_count == 0)
+        assert [response async for response in rows.ListMissing(iter(()))] == []
 
     served.run(call)
 

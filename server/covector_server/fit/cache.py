@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from covector.errors import Corrupt
 from covector_server.fit.columns import EMPTY, Column, Pieces
 from covector_server.fit.stored import StoredPart, is_served, open_part
+from covector_server.kernels.pages import Losses
 from covector_server.metadata.records import FilesRecord
 from covector_server.storage.drafts import Check
 from covector_server.storage.fit_files import open_fit_files
@@ -40,6 +41,7 @@ class FitCache:
         self._bytes_max = bytes_max
         self._kept: OrderedDict[Hashable, Sized] = OrderedDict()
         self._damaged: dict[Hashable, str] = {}
+        self._losses = Losses()
         self._changing = threading.Lock()
         self._opening = threading.Lock()  # so that a fit is not verified twice at the same time
 
@@ -97,6 +99,8 @@ class FitCache:
 
     def _known(self, key: Hashable, kind: type[S]) -> S | None:
         with self._changing:
+            if self._losses.grew():
+                self._kept.clear()  # what could not be read may be theirs, or what they were made of
             found = self._kept.get(key)
             if not isinstance(found, kind):
                 return None

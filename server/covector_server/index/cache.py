@@ -13,6 +13,7 @@ from pathlib import Path
 from covector.errors import Corrupt
 from covector_server.index.contract import Check, Index, MissingLibrary
 from covector_server.index.kinds import backend_of
+from covector_server.kernels.pages import Losses
 from covector_server.storage.index_files import open_files
 from covector_server.storage.view import ListedIndex
 
@@ -27,6 +28,7 @@ class IndexCache:
         self._bytes_max = bytes_max
         self._open: OrderedDict[_Key, Index] = OrderedDict()
         self._unusable: dict[_Key, str] = {}
+        self._losses = Losses()
         self._changing = threading.Lock()
         self._opening = threading.Lock()  # so that an index is not verified twice at the same time
 
@@ -66,6 +68,8 @@ class IndexCache:
 
     def _known(self, key: _Key) -> Index | None:
         with self._changing:
+            if self._losses.grew():
+                self._open.clear()  # what could not be read may be theirs: they are verified again
             found = self._open.get(key)
             if found is not None:
                 self._open.move_to_end(key)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from covector.attribution.preconditioner import Identity, Preconditioner
 from covector.attribution.scoring import RowFacts, Scorer
 from covector_server.index.contract import Mask
+from covector_server.kernels.pages import Losses
 from covector_server.storage.strips import live_mask
 from covector_server.storage.view import Columns, PositionedCheckpoint, Positions
 
@@ -81,6 +82,7 @@ class CheckpointSource:
         self.preconditioner: Preconditioner = preconditioner or Identity()
         self._view = view
         self._report = report
+        self._losses = Losses()
         self._done_count = 0
         self._total_count = self.row_count
 
@@ -104,7 +106,8 @@ class CheckpointSource:
         self.check()
 
     def check(self) -> None:
-        """See ``contract.Source``."""
+        """See ``contract.Source``. Raises Unavailable if rows handed out before could not be read after all."""
+        self._losses.check()
         self._report(self._done_count, self._total_count)
 
     def expect(self, row_count: int) -> None:

@@ -21,6 +21,7 @@ from covector_server.ingest.batch import Batch, Outcome, WriterSpec
 from covector_server.ingest.checkpoint_draft import CheckpointDraft, Choice
 from covector_server.ingest.checks import check_open, check_writer
 from covector_server.ingest.details import News, news_of_new_rows, news_of_standing_rows, rows_with_details
+from covector_server.kernels.pages import Losses
 from covector_server.limits import Limits
 from covector_server.metadata.catalog import Reader, Writer, number
 from covector_server.metadata.fields import canonical, new_fields
@@ -57,6 +58,7 @@ class CollectionDraft:
         self._checkpoints: dict[str, CheckpointDraft] = {}
         self._writers: dict[str, WriterRecord] = {}
         self._fitting: dict[str, WriterSpec] = {}  # by writer, of those that were looked at
+        self._losses = Losses()
 
     def add(self, spec: WriterSpec, batch: Batch, reader: Reader) -> Outcome:
         """Decides about a batch and writes its rows. A batch stored before is answered as it was."""
@@ -72,7 +74,7 @@ class CollectionDraft:
         fields = self._check_fields(batch, is_new, supplement)
         checkpoint = self._checkpoint_for(spec)
         row_ids[is_new] = np.arange(self.counters.next_row_id, self.counters.next_row_id + new_count)
-        choice = Choice(is_new) if checkpoint is None else checkpoint.choose(spec, batch, row_ids, is_new)
+        choice = Choice(is_new) if checkpoint is None else self._choice(checkpoint, spec, batch, row_ids, is_new)
         # Decided. From here on only the disk can fail, and then the whole group does.
         self._fields.update(fields)
         self._write_new_rows(batch, row_ids, is_new, new_count)
@@ -185,6 +187,21 @@ class CollectionDraft:
             return []  # a job that is run again sends the same batches
         known = rows.details_of(row_ids[given])
         return news_of_standing_rows(batch, given, known, must_agree=spec.on_conflict != "ignore")
+
+    def _choice(
+        self,
+        checkpoint: CheckpointDraft,
+        spec: WriterSpec,
+        batch: Batch,
+        row_ids: RowIds,
+        is_new: npt.NDArray[np.bool_],
+    ) -> Choice:
+        """What of the batch is to be written. Raises Unavailable, rather than a Conflict, where stored rows that it was
+        compared with could not be read."""
+        try:
+            return checkpoint.choose(spec, batch, row_ids, is_new)
+        finally:
+            self._losses.check()
 
     def _check_fields(self, batch: Batch, is_new: npt.NDArray[np.bool_], supplement: Sequence[News]) -> dict[str, str]:
         """The fields that the batch adds. Raises InvalidInput where a value is not of its field's type."""

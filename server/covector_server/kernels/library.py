@@ -44,6 +44,9 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_offer_ends": (None, (_pointer, _pointer)),
     "covector_sort_ends": (None, (_pointer, _size)),
     "covector_resident": (_i32, (_pointer, _size, _size)),
+    "covector_watch": (_i64, (_pointer, _size)),
+    "covector_unwatch": (None, (_i64,)),
+    "covector_lost_pages": (ctypes.c_uint64, ()),
 }
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""How many queries may be open, and how many bytes of query vectors they hold together.
+"""How many queries and streams of rows may be open, and how many bytes of query vectors they hold together.
 
 A query past a limit is refused: waiting would hold what others wait for. A stream keeps its share until it ends, so a
 reader that stalls is counted, and a claim counts only as far as its bytes have come.

@@ -19,6 +19,7 @@ from covector_server.query.cancellation import Cancelled, check_cancelled
 from covector_server.query.checkpoints import find_checkpoint
 from covector_server.query.engine import count_rows
 from covector_server.query.filter import matching_rows, parse_where
+from covector_server.rpc.admission import QueryAdmission
 from covector_server.rpc.edge import streaming, unary
 from covector_server.rpc.query import OpenView
 from covector_server.rpc.streams import MESSAGE_BYTES, Context, computed, pulled, runs
@@ -29,25 +30,30 @@ Delete = Callable[[str, RowIds, str], Awaitable[int]]  # collection, row ids, re
 
 
 class RowsServicer(rows_pb2_grpc.RowsServiceServicer):
-    """Translates; views answer, in the pool."""
+    """Translates; views answer, in the pool. ``admission``: of the queries, with which its streams are counted."""
 
-    def __init__(self, open_view: OpenView, pool: ThreadPoolExecutor, limits: Limits, delete: Delete) -> None:
+    def __init__(
+        self, open_view: OpenView, pool: ThreadPoolExecutor, admission: QueryAdmission, limits: Limits, delete: Delete
+    ) -> None:
         self._open_view = open_view
         self._pool = pool
+        self._admission = admission
         self._limits = limits
         self._delete = delete
 
     @streaming
     async def GetRows(self, request: pb.GetRowsRequest, context: Context) -> AsyncIterator[pb.GetRowsResponse]:
-        async for response in pulled(self._pool, lambda cancelled: self._rows(request, cancelled)):
-            yield response
+        with self._admission.stream():
+            async for response in pulled(self._pool, lambda cancelled: self._rows(request, cancelled)):
+                yield response
 
     @streaming
     async def ListMissing(
         self, requests: AsyncIterator[pb.ListMissingRequest], context: Context
     ) -> AsyncIterator[pb.ListMissingResponse]:
-        async for request in requests:
-            yield await computed(self._pool, functools.partial(self._missing, request))
+        with self._admission.stream():
+            async for request in requests:
+                yield await computed(self._pool, functools.partial(self._missing, request))
 
     @unary
     async def CountRows(self, request: pb.CountRowsRequest, context: Context) -> pb.CountRowsResponse:

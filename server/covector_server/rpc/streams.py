@@ -2,6 +2,8 @@
 
 A step makes one message, or several while they are small and quick to make: to and fro between the loop and the pool
 takes longer than most. Nothing more is computed ahead of the client, so a slow one holds neither a thread nor memory.
+What was made while a page of a stored file could not be read is not sent: the call is Unavailable, and clients try
+again.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import grpc
 
+from covector_server.kernels.pages import Losses
 from covector_server.query.cancellation import Cancelled
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -50,10 +53,10 @@ async def pulled(pool: ThreadPoolExecutor, produce: Callable[[Cancelled], Iterat
     stop = threading.Event()
     iterator = produce(stop.is_set)
     step: Future[_Step[Message]] | None = None
-    is_over = False
+    losses, is_over = Losses(), False
     try:
         while not is_over:
-            step = pool.submit(_take, iterator)
+            step = pool.submit(_take, iterator, losses)
             made = await asyncio.wrap_future(step)
             is_over = made.is_last
             for message in made.messages:
@@ -66,17 +69,19 @@ async def pulled(pool: ThreadPoolExecutor, produce: Callable[[Cancelled], Iterat
             step.add_done_callback(lambda _: _close(pool, iterator))
 
 
-def _take(iterator: Iterator[Message]) -> _Step[Message]:
+def _take(iterator: Iterator[Message], losses: Losses) -> _Step[Message]:
     """The next messages: one that is large or slow, or some that are neither. What goes wrong after the first is told
     behind it."""
     step: _Step[Message] = _Step([])
     started, size_bytes = time.monotonic(), 0
     try:
         for message in iterator:
+            losses.check()
             step.messages.append(message)
             size_bytes += message.ByteSize()
             if size_bytes >= STEP_BYTES or time.monotonic() - started >= STEP_S:
                 return step
+        losses.check()
     except Exception as error:  # noqa: BLE001 - raised in its place by who asked
         step.error = error
     step.is_last = True
@@ -85,11 +90,13 @@ def _take(iterator: Iterator[Message]) -> _Step[Message]:
 
 async def computed(pool: ThreadPoolExecutor, compute: Callable[[Cancelled], T]) -> T:
     """The result of one blocking call in the pool, which is told when nobody waits for it any more."""
-    stop = threading.Event()
+    stop, losses = threading.Event(), Losses()
     try:
-        return await asyncio.wrap_future(pool.submit(compute, stop.is_set))
+        result = await asyncio.wrap_future(pool.submit(compute, stop.is_set))
     finally:
         stop.set()
+    losses.check()
+    return result
 
 
 def runs(sizes_bytes: Sequence[int], bytes_max: int = MESSAGE_BYTES) -> Iterator[slice]:

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from covector_server.kernels.pages import is_resident
+from covector_server.kernels.pages import is_resident, unwatch, watch
 
 _library: Final = ctypes.CDLL(None, use_errno=True)
 _mmap = _library.mmap
@@ -35,8 +35,8 @@ RESIDENT_STEP_BYTES: Final = 1 << 20  # of which one page is looked at
 def map_file(path: Path, size_bytes: int) -> memoryview:
     """The first bytes of a file, read-only, following what is written to it. ``size_bytes`` is above 0.
 
-    Raises OSError if the file cannot be opened or mapped, EOFError if it is shorter. Cutting the file short while it
-    is mapped ends the process: nobody may.
+    Raises OSError if the file cannot be opened or mapped, EOFError if it is shorter. Bytes that cannot be read later,
+    since the disk fails or somebody cut the file short, are zeros: see ``kernels.pages``.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -49,9 +49,14 @@ def map_file(path: Path, size_bytes: int) -> memoryview:
     finally:
         os.close(descriptor)
     mapped = (ctypes.c_ubyte * size_bytes).from_address(address)
-    unmapping = weakref.finalize(mapped, _munmap, address, size_bytes)
+    unmapping = weakref.finalize(mapped, _unmap, address, size_bytes, watch(address, size_bytes))
     unmapping.atexit = False  # threads may still read when the interpreter ends
     return memoryview(mapped).toreadonly()
+
+
+def _unmap(address: int, size_bytes: int, place: int) -> None:
+    unwatch(place)
+    _munmap(address, size_bytes)
 
 
 def prefetch_mapped(mapped: memoryview, first_byte: int, size_bytes: int) -> bool:

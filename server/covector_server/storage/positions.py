@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from covector_server.kernels.pages import Losses
 from covector_server.storage.contract import BadRows, RowArray
 from covector_server.storage.view import Positions, RowIds
 
@@ -45,6 +46,7 @@ class PositionFinder:
         self._orders_bytes = orders_bytes
         self._shards: OrderedDict[int, _Shard] = OrderedDict()  # sorted ones stay, orders are evicted
         self._kept_bytes = 0
+        self._losses = Losses()
         self._keeping = threading.Lock()
 
     def find(
@@ -57,6 +59,8 @@ class PositionFinder:
         found = np.full(len(row_ids), -1, dtype=np.int64)
         if not len(row_ids):
             return found
+        if self._losses.grew():
+            self.forget()  # an order may have been made of what could not be read
         low, high = int(row_ids.min()), int(row_ids.max())
         shard_rows = self._row_ids.layout.shard_rows
         for start in range(0, row_count, shard_rows):

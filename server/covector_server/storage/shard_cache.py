@@ -14,22 +14,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from covector_server.kernels.pages import Losses
 from covector_server.storage.layout import ArrayLayout
 from covector_server.storage.segment import MappedShard
 
 
 class ShardCache:
-    """Mapped shards by path; any thread may ask."""
+    """Mapped shards by path; any thread may ask. Once a page of a map could not be read, all chunks are verified
+    again."""
 
     def __init__(self, shards_max: int) -> None:
         self._shards_max = shards_max
         self._mapped: OrderedDict[Path, MappedShard] = OrderedDict()
         self._verified: dict[Path, npt.NDArray[np.bool_]] = {}
+        self._losses = Losses()
         self._changing = threading.Lock()
 
     def shard(self, path: Path, layout: ArrayLayout, number: int) -> MappedShard:
         """The shard ``number`` of an array, mapped. Raises BadRows if the file is missing or short."""
         with self._changing:  # also while it is mapped: a map made before ``forget`` must not come in after it
+            self._doubt()
             mapped = self._mapped.get(path)
             if mapped is None:
                 verified = self._verified.get(path)
@@ -48,6 +52,12 @@ class ShardCache:
         with self._changing:
             self._mapped.pop(path, None)
             self._verified.pop(path, None)
+
+    def _doubt(self) -> None:
+        """If pages of mapped files were lost, any chunk may be among them: none counts as found good any more."""
+        if self._losses.grew():
+            for verified in self._verified.values():
+                verified[:] = False
 
     @property
     def mapped_count(self) -> int:
