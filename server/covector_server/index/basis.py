@@ -163,20 +163,22 @@ def _from_moments(source: Source, views: Float16Rows, rank: int) -> tuple[Float3
     dim, row_count = source.dim, len(views)
 
     def batches() -> Iterator[Float32]:
-        for start in range(0, row_count, batch_rows(dim)):
+        wide = np.empty((min(row_count, batch_rows(dim)), dim), dtype=np.float32)  # for all: fresh memory costs time
+        for start in range(0, row_count, len(wide)):
             source.check()
-            yield _wide(views[start : start + batch_rows(dim)])
+            some = views[start : start + len(wide)]
+            yield _widened(some, wide[: len(some)])
 
     if not row_count:
         return np.empty(0, dtype=np.float32), (np.empty((0, stop - start), np.float32) for start, stop in spans(dim))
     width = min(rank + EXTRA, row_count, dim)
     spread = views[:: max(1, row_count // max(1, FIRST_ROWS * width))]
-    values, vectors = top_moments(_wide(spread), batches(), row_count, rank)
+    first = _widened(spread, np.empty((len(spread), dim), dtype=np.float32))
+    values, vectors = top_moments(first, batches(), row_count, rank)
     return values, (vectors[start:stop].T for start, stop in spans(dim))
 
 
-def _wide(views: Float16Rows) -> Float32:
-    wide = np.empty((len(views), len(views[0])), dtype=np.float32)
+def _widened(views: Float16Rows, wide: Float32) -> Float32:
     for row, view in zip(wide, views, strict=True):
         widen(view, row)
     return wide
