@@ -5,8 +5,8 @@
     python benchmarks/search.py --quick              # small sizes, under a minute: does the script run?
 
 Needs the project's environment (make bench-search), and for the comparison with other databases one of its own (make
-bench-peers). The cold store needs --dir on a real disk. Without --quick the figures go into
-benchmarks/results/search.json and search.md, where they replace those of the same names.
+bench-peers). The cold store, and the one that is larger than memory, need --dir on a real disk. Without --quick the
+figures go into benchmarks/results/search.json and search.md, where they replace those of the same names.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from search_exact import (
     peer_figures,
     wire_figures,
 )
+from search_limited import limited_figures
 from search_store import CORES, make_data
 
 GROUPS: dict[str, Callable[[Run], Iterator[Figure]]] = {
@@ -37,6 +38,7 @@ GROUPS: dict[str, Callable[[Run], Iterator[Figure]]] = {
     "clients": client_figures,
     "filters": filter_figures,
     "cold": cold_figures,
+    "limited": limited_figures,
     "peers": peer_figures,
 }
 
