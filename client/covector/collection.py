@@ -16,7 +16,7 @@ from covector.inputs import Keys, Origin, given_rows
 from covector.messages import checkpoint_from_message, filter_json, index_from_message
 from covector.operation import Operation
 from covector.queries import Asking, Checkpoints, Damaged, Missing, Queries, Reduce, Rules
-from covector.results import Scores, read_result
+from covector.results import Scores, read_result, read_whole
 from covector.row_stream import OnConflict, RowStream, StreamOptions
 from covector.rows import checked_checkpoint, delete_rows, get_rows, missing_keys
 from covector.types import CheckpointInfo, FitInfo, IndexInfo, Key, Metadata, QueryResult, Row, Space
@@ -153,6 +153,11 @@ class Collection:
             offset=asking.checked_offset(offset),
             group_by=asking.checked_field(group_by),
         )
+        if asking.fits_once(spec, asked, rules.result_count(asked.query_count)):
+            request = query_pb2.QueryOnceRequest(spec=spec, vectors=asked.whole())
+            response = self._connection.call(self._connection.query.QueryOnce, request)
+            if not response.too_large:
+                return read_whole(response)
         requests = _requests(query_pb2.QueryRequest, spec, asked)
         return read_result(self._connection.stream(self._connection.query.Query, requests))
 

@@ -37,6 +37,8 @@ _DAMAGED: dict[str, query_pb2.DamagedRows] = {
     "omit": query_pb2.DAMAGED_ROWS_OMIT,
 }
 _PART_BYTES = 1 << 20
+_ONCE_BYTES = 1 << 20  # of the vectors of a query in one message
+_ONCE_HITS = 1024  # of an answer in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,15 @@ class Asking:
     def query_count(self) -> int:
         """Queries per checkpoint."""
         return len(self.vectors[0]) if self.stored is None else len(self.stored)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the vectors as they are sent."""
+        return sum(array.size for array in self.vectors) * 4
+
+    def whole(self) -> bytes:
+        """What ``parts`` gives, in one piece."""
+        return b"".join(np.ascontiguousarray(array, "<f4").tobytes() for array in self.vectors)
 
     def parts(self) -> Iterator[query_pb2.VectorPart]:
         """The vectors as float32 [checkpoints, query_count, dim], in messages of at most a MiB."""
@@ -167,6 +178,12 @@ def spec(collection: str, asked: Asking, rules: Rules) -> query_pb2.QuerySpec:
         exact=rules.exact,
         damaged=_DAMAGED[rules.damaged],
     )
+
+
+def fits_once(top: query_pb2.TopKSpec, asked: Asking, result_count: int) -> bool:
+    """Whether question and answer are likely to fit into a message each."""
+    hit_count = 2 * top.k * result_count
+    return not top.group_by and asked.size_bytes <= _ONCE_BYTES and hit_count <= _ONCE_HITS
 
 
 def checked_offset(offset: int) -> int:

@@ -70,11 +70,27 @@ def read_result(responses: Iterator[query_pb2.QueryResponse]) -> QueryResult:
         if not groups[index] or not groups[index][-1].is_of(message):
             groups[index].append(_Group(message))
         groups[index][-1].ends.add(message)
+    hits = (
+        QueryHits(tuple(end.proponents), tuple(end.opponents), tuple(group.hits() for group in found))
+        for end, found in zip(ends, groups, strict=True)
+    )
+    return _result(summary, tuple(hits))
+
+
+def read_whole(response: query_pb2.QueryOnceResponse) -> QueryResult:
+    """The result in an answer of one message. Raises Internal if it is not as the .proto says."""
+    summary = response.summary
+    ends = [_Ends() for _ in range(summary.result_count)]
+    for message in response.hits:
+        if message.result_index >= len(ends):
+            raise Internal(f"hits of result {message.result_index} came, there are {len(ends)} results")
+        ends[message.result_index].add(message)
+    return _result(summary, tuple(QueryHits(tuple(end.proponents), tuple(end.opponents)) for end in ends))
+
+
+def _result(summary: query_pb2.QuerySummary, hits: tuple[QueryHits, ...]) -> QueryResult:
     return QueryResult(
-        hits=tuple(
-            QueryHits(tuple(end.proponents), tuple(end.opponents), tuple(group.hits() for group in found))
-            for end, found in zip(ends, groups, strict=True)
-        ),
+        hits=hits,
         exact=summary.exact,
         stages=tuple(Stage(s.name, s.rows_in, s.rows_out, s.seconds) for s in summary.stages),
         scorer=summary.scorer,

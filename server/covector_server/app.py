@@ -140,6 +140,14 @@ class Server:
         self._scanning = Workers(config.scan_threads)
         self._ingest = ThreadPoolExecutor(config.ingest_threads, thread_name_prefix="ingest")
         self._writers = IngestServicer(self._store, self._committer, self._ingest, config.limits)
+        self._asking = QueryServicer(
+            lambda name: self._store.collection(name).reading(),
+            self._queries,
+            config.limits,
+            self._scanning,
+            self._indexes,
+            self._fits,
+        )
         self._health = health.aio.HealthServicer()
         self._grpc = self._make_grpc_server()
 
@@ -174,6 +182,7 @@ class Server:
         self._maintenance.stop()
         self._committer.stop()
         self._queries.shutdown(wait=True, cancel_futures=True)
+        self._asking.close()
         self._scanning.close()
         self._ingest.shutdown(wait=True, cancel_futures=True)
         self._store.close()
@@ -209,9 +218,8 @@ class Server:
             CollectionsServicer(store, committer, self._operations, limits, self._compactor), server
         )
         server.add_generic_rpc_handlers((self._writers.handlers(),))
-        queries = QueryServicer(open_view, self._queries, limits, self._scanning, self._indexes, self._fits)
-        query_pb2_grpc.add_QueryServiceServicer_to_server(queries, server)
-        rows = RowsServicer(open_view, self._queries, queries.admission, limits, delete)
+        query_pb2_grpc.add_QueryServiceServicer_to_server(self._asking, server)
+        rows = RowsServicer(open_view, self._queries, self._asking.admission, limits, delete)
         rows_pb2_grpc.add_RowsServiceServicer_to_server(rows, server)
         indexes_pb2_grpc.add_IndexesServiceServicer_to_server(IndexesServicer(self._indexer, limits), server)
         fits_pb2_grpc.add_FitsServiceServicer_to_server(FitsServicer(self._fitter, open_view, limits), server)

@@ -152,13 +152,12 @@ def test_status() -> None:
 def test_damage_that_a_query_left_out() -> None:
     came: list[query_pb2.QuerySpec] = []
 
-    def answer(requests: list[query_pb2.QueryRequest]) -> list[query_pb2.QueryResponse]:
-        came.append(requests[0].spec.query)
+    def answer(request: query_pb2.QueryOnceRequest) -> query_pb2.QueryOnceResponse:
+        came.append(request.spec.query)
         damages = [DAMAGE] if came[-1].damaged == query_pb2.DAMAGED_ROWS_OMIT else []
-        summary = query_pb2.QuerySummary(result_count=1, damages=damages)
-        return [query_pb2.QueryResponse(summary=summary)]
+        return query_pb2.QueryOnceResponse(summary=query_pb2.QuerySummary(result_count=1, damages=damages))
 
-    with scripted({"Query": answer}) as address, covector.connect(address) as client:
+    with scripted({"QueryOnce": answer}) as address, covector.connect(address) as client:
         collection = client.collection("c")
         assert collection.query(np.ones(3)).damages == ()
         assert collection.query(np.ones(3), damaged="omit").damages == (READ,)

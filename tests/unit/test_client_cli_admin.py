@@ -258,20 +258,20 @@ def test_status(run: Run) -> None:
 
 
 def test_what_a_query_left_out_is_printed(run: Run, tmp_path: Path) -> None:
-    def answer(requests: list[query_pb2.QueryRequest]) -> list[query_pb2.QueryResponse]:
-        assert requests[0].spec.query.damaged == query_pb2.DAMAGED_ROWS_OMIT
+    def answer(request: query_pb2.QueryOnceRequest) -> query_pb2.QueryOnceResponse:
+        assert request.spec.query.damaged == query_pb2.DAMAGED_ROWS_OMIT
         hit = query_pb2.Hit(key=b"\x02a", score=1)
-        return [
-            query_pb2.QueryResponse(summary=query_pb2.QuerySummary(result_count=1, scorer="dot", damages=[DAMAGE])),
-            query_pb2.QueryResponse(hits=query_pb2.ResultHits(proponents=[hit], opponents=[hit])),
-        ]
+        return query_pb2.QueryOnceResponse(
+            summary=query_pb2.QuerySummary(result_count=1, scorer="dot", damages=[DAMAGE]),
+            hits=[query_pb2.ResultHits(proponents=[hit], opponents=[hit])],
+        )
 
     np.save(tmp_path / "q.npy", np.ones(3))
     query = ["query", "c", "--vector", tmp_path / "q.npy", "--damaged", "omit"]
-    status, out, _ = run({"Query": answer}, *query)
+    status, out, _ = run({"QueryOnce": answer}, *query)
     assert status == 0
     assert out.splitlines()[1] == "left out as damaged: 7 rows at e1: collections/1/gradients: chunk 3 is damaged"
-    _, out, _ = run({"Query": answer}, *query, "--json")
+    _, out, _ = run({"QueryOnce": answer}, *query, "--json")
     assert json.loads(out)["damages"][0]["checkpoint"] == "e1"
 
 

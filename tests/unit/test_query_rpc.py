@@ -92,6 +92,7 @@ class Served:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 yield channel
             await server.stop(None)
+            self.queries.close()
 
 
 @pytest.fixture(scope="module")

@@ -28,24 +28,33 @@ DIM, ROWS, WAIT_S = 20, 400, 30
 
 @dataclass
 class Gate:
-    """Holds scans: each strip waits for ``open``. ``scans``: how many were begun."""
+    """Holds scans: each strip waits for ``open``, but for those of the first ``passing`` scans. ``scans``: how many
+    were begun."""
 
     open: threading.Event = field(default_factory=threading.Event)
     reached: threading.Event = field(default_factory=threading.Event)
     scans: int = 0
+    passing: int = 0
+
+    def let_pass(self, first: Future[TopKAnswer]) -> None:
+        """Lets the first scan end; returns when the second is held."""
+        self.passing = 1
+        first.result(WAIT_S)
+        until(lambda: self.scans == 2)
 
 
 @dataclass(frozen=True)
 class GatedStrip:
     source: StripSource
     gate: Gate
+    scan: int
 
     def prefetch(self) -> bool:
         return self.source.prefetch()
 
     def load(self, on_damage: OnDamage | None = None) -> Strip:
         self.gate.reached.set()
-        assert self.gate.open.wait(WAIT_S)
+        until(lambda: self.gate.open.is_set() or self.scan <= self.gate.passing)
         return self.source.load(on_damage)
 
 
@@ -55,8 +64,9 @@ class GatedCheckpoint(MemoryCheckpoint):
 
     def strips(self, rows_max: int, row_id_range: tuple[int, int] | None = None) -> Iterator[StripSource]:
         self.gate.scans += 1
+        number = self.gate.scans
         sources = super().strips(rows_max, row_id_range)
-        return (GatedStrip(source, self.gate) for source in sources)
+        return (GatedStrip(source, self.gate, number) for source in sources)
 
 
 @dataclass
@@ -103,7 +113,7 @@ class Rig:
         return future
 
     def in_line(self) -> int:
-        return sum(len(line.waiting) for line in self.shared._lines.values())
+        return self.shared.lines.waiting_count()
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -127,6 +137,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     yield made
     gate.open.set()
     made.asking.shutdown()
+    made.shared.close()
     if workers is not None:
         workers.close()
     assert made.held == 0
@@ -208,34 +219,20 @@ def test_one_that_is_cancelled_in_line_leaves_it(rig: Rig) -> None:
     check(rig, first.result(WAIT_S), question(0))
 
 
-@pytest.mark.parametrize("leader_goes", [True, False])
-def test_one_that_is_cancelled_while_it_is_scanned_for(leader_goes: bool, rig: Rig) -> None:
-    """Two share the second scan, which is held; one of them goes. The other is answered."""
-    rig.gate.open.set()
-    stops = [threading.Event(), threading.Event()]
-    rig.shared._lines[("c", (), "dot", "omit")] = line = rig.shared._lines.get(("c", (), "dot", "omit")) or _line()
-    line.is_led = True
-    leader = rig.ask_behind(question(1), cancelled=stops[0].is_set)
-    follower = rig.ask_behind(question(2), cancelled=stops[1].is_set)
-    rig.gate.open.clear()
-    rig.gate.reached.clear()
-    rig.shared._hand_over(("c", (), "dot", "omit"), 1, 0.0)
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_that_is_cancelled_while_it_is_scanned_for(place: int, rig: Rig) -> None:
+    """Two share the second scan, which is held; one of them goes at once. The other is answered."""
+    first = rig.ask(question(0))
     assert rig.gate.reached.wait(WAIT_S)
-    goes, stays = (leader, follower) if leader_goes else (follower, leader)
-    stops[0 if leader_goes else 1].set()
-    if not leader_goes:
-        with pytest.raises(Unavailable, match="cancelled"):
-            goes.result(WAIT_S)  # at once: it does not wait for the scan
-    rig.gate.open.set()
-    check(rig, stays.result(WAIT_S), question(2 if leader_goes else 1))
+    stops = [threading.Event(), threading.Event()]
+    both = [rig.ask_behind(question(1 + number), cancelled=stop.is_set) for number, stop in enumerate(stops)]
+    rig.gate.let_pass(first)
+    stops[place].set()
     with pytest.raises(Unavailable, match="cancelled"):
-        goes.result(WAIT_S)
-
-
-def _line():
-    from covector_server.query.sharing import _Line
-
-    return _Line()
+        both[place].result(WAIT_S)
+    assert not both[1 - place].done()
+    rig.gate.open.set()
+    check(rig, both[1 - place].result(WAIT_S), question(2 - place))
 
 
 def test_a_scan_that_nobody_wants_ends(rig: Rig) -> None:
@@ -303,4 +300,4 @@ def test_many_clients_at_once(rig: Rig) -> None:
     for future in futures:
         for asked, answer in future.result(WAIT_S):
             check(rig, answer, asked, 4)
-    assert len(rig.shared._lines) <= 1
+    assert len(rig.shared.lines) <= 1

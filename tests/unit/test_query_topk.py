@@ -14,6 +14,7 @@ from covector.errors import Unavailable
 from covector.types import GradientKind, Space
 from covector_server.kernels import scan as kernels_scan
 from covector_server.kernels import topk as kernels_topk
+from covector_server.metadata.fields import canonical
 from covector_server.query import scan, topk
 from covector_server.query.cancellation import never
 from covector_server.query.engine import scores, top_k
@@ -123,7 +124,7 @@ def test_a_filter_that_few_rows_pass(names: str) -> None:
     rng = np.random.default_rng(17)
     view = collection_of(rng, names=names)
     few = {place for place in range(300) if place % 50 == 7}
-    metadata = [replace(row, metadata={"few": place in few}) for place, row in enumerate(view.rows)]
+    metadata = [replace(row, metadata_json=canonical({"few": place in few})) for place, row in enumerate(view.rows)]
     view = replace(view, rows=metadata, fields={"few": "boolean"})
     choices = tuple(CheckpointChoice(name) for name in names)
     question = Question(vectors=vectors_of(rng, len(names), 2, 40), checkpoints=choices, where={"few": True})

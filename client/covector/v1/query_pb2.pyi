@@ -199,6 +199,24 @@ class QueryResponse(_message.Message):
     group: GroupHits
     def __init__(self, summary: _Optional[_Union[QuerySummary, _Mapping]] = ..., hits: _Optional[_Union[ResultHits, _Mapping]] = ..., group: _Optional[_Union[GroupHits, _Mapping]] = ...) -> None: ...
 
+class QueryOnceRequest(_message.Message):
+    __slots__ = ("spec", "vectors")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    spec: TopKSpec
+    vectors: bytes
+    def __init__(self, spec: _Optional[_Union[TopKSpec, _Mapping]] = ..., vectors: _Optional[bytes] = ...) -> None: ...
+
+class QueryOnceResponse(_message.Message):
+    __slots__ = ("summary", "hits", "too_large")
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    TOO_LARGE_FIELD_NUMBER: _ClassVar[int]
+    summary: QuerySummary
+    hits: _containers.RepeatedCompositeFieldContainer[ResultHits]
+    too_large: bool
+    def __init__(self, summary: _Optional[_Union[QuerySummary, _Mapping]] = ..., hits: _Optional[_Iterable[_Union[ResultHits, _Mapping]]] = ..., too_large: bool = ...) -> None: ...
+
 class ScoresRequest(_message.Message):
     __slots__ = ("spec", "vectors")
     SPEC_FIELD_NUMBER: _ClassVar[int]

@@ -40,6 +40,11 @@ class QueryServiceStub(object):
                 request_serializer=covector_dot_v1_dot_query__pb2.QueryRequest.SerializeToString,
                 response_deserializer=covector_dot_v1_dot_query__pb2.QueryResponse.FromString,
                 _registered_method=True)
+        self.QueryOnce = channel.unary_unary(
+                '/covector.v1.QueryService/QueryOnce',
+                request_serializer=covector_dot_v1_dot_query__pb2.QueryOnceRequest.SerializeToString,
+                response_deserializer=covector_dot_v1_dot_query__pb2.QueryOnceResponse.FromString,
+                _registered_method=True)
         self.Scores = channel.stream_stream(
                 '/covector.v1.QueryService/Scores',
                 request_serializer=covector_dot_v1_dot_query__pb2.ScoresRequest.SerializeToString,
@@ -59,6 +64,14 @@ class QueryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QueryOnce(self, request, context):
+        """As Query, for a question and an answer that fit into a message each, as most do: it costs a fraction of a stream.
+        Hits by group are asked of Query.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Scores(self, request_iterator, context):
         """As Query, but streams the scores of every row, in blocks in the order of the rows' ids.
         """
@@ -73,6 +86,11 @@ def add_QueryServiceServicer_to_server(servicer, server):
                     servicer.Query,
                     request_deserializer=covector_dot_v1_dot_query__pb2.QueryRequest.FromString,
                     response_serializer=covector_dot_v1_dot_query__pb2.QueryResponse.SerializeToString,
+            ),
+            'QueryOnce': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryOnce,
+                    request_deserializer=covector_dot_v1_dot_query__pb2.QueryOnceRequest.FromString,
+                    response_serializer=covector_dot_v1_dot_query__pb2.QueryOnceResponse.SerializeToString,
             ),
             'Scores': grpc.stream_stream_rpc_method_handler(
                     servicer.Scores,
@@ -108,6 +126,33 @@ class QueryService(object):
             '/covector.v1.QueryService/Query',
             covector_dot_v1_dot_query__pb2.QueryRequest.SerializeToString,
             covector_dot_v1_dot_query__pb2.QueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryOnce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/covector.v1.QueryService/QueryOnce',
+            covector_dot_v1_dot_query__pb2.QueryOnceRequest.SerializeToString,
+            covector_dot_v1_dot_query__pb2.QueryOnceResponse.FromString,
             options,
             channel_credentials,
             insecure,

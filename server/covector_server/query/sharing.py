@@ -1,104 +1,53 @@
 """Queries that wait for each other scan together: one pass over the rows answers all of them.
 
-Queries of the same collection, checkpoints and scorer that ask about all rows stand in one line. The one at its head
-leads: it takes those behind it along, opens one view, which is newer than any of their calls, scans, and gives each its
-own answer. The next that waits leads the next scan. So there is one such scan at a time, a query waits for one scan at
-most before its own, and the oldest goes first; lines do not wait for each other.
+Queries of the same collection, checkpoints and scorer that ask about all rows stand in one line (``query.lines``). A
+thread of its own leads it: it opens one view, which is newer than any of the calls, scans for all that it took along,
+hands the line over, and answers the small questions in one go while the next leader scans already. The others are
+answered in the threads that asked.
 
-Each query keeps its own deadline. One that is cancelled leaves the line, or is left out from the next block of rows on;
-if it leads, it goes on for the others. A scan ends early when nobody wants it any more.
+Each query keeps its own deadline. One that is cancelled leaves the line, or its part of the scores is dropped. A scan
+ends early when nobody wants it any more.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeAlias
 
-import numpy as np
-
-from covector.errors import CovectorError
-from covector.types import Stage
+from covector.errors import Corrupt, CovectorError
 from covector_server.index.cache import IndexCache
-from covector_server.kernels.topk import Scored
 from covector_server.limits import Limits
 from covector_server.query.cancellation import Cancelled, check_cancelled, never
-from covector_server.query.engine import plan_top_k, stages_of, top_k, top_k_by_index
-from covector_server.query.planner import Plan, Term
+from covector_server.query.choosing import choose
+from covector_server.query.engine import plan_top_k, top_k, top_k_by_index
+from covector_server.query.joint import Found, JointScan, Member, fits_in_batch
+from covector_server.query.lines import SHARED_VECTORS, LineKey, Lines, Waiting
+from covector_server.query.planner import Plan
 from covector_server.query.question import Question, TopKAnswer
-from covector_server.query.scan import Scan, scan_each
-from covector_server.query.topk import Selection
 from covector_server.query.workers import Workers
 from covector_server.storage.view import CollectionView
 
-SHARED_VECTORS: Final = 128  # of all queries that scan together; a query of more scans alone
-LINGER_SHARE: Final = 0.25  # of the last scan's time that a leader waits for company, at most
-LINGER_S_MAX: Final = 0.05
-GAP_SHARE: Final = 0.4  # of that time after which it waits no longer if nobody came
-LOOK_S: Final = 0.1  # how often one that waits looks whether it is still wanted
+LOOK_S: Final = 0.1  # how often a thread that waits looks whether it is still wanted
+LEADERS_MAX: Final = 32  # lines that are scanned for at a time, those included whose answers are being made
 
 OpenView: TypeAlias = Callable[[str], AbstractContextManager[CollectionView]]
 Answered = tuple[CollectionView, TopKAnswer]
-_Key = tuple[str, tuple[str, ...], str, str]
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """A query in line. ``woken`` is set when it leads, or when there is an outcome."""
-
-    question: Question
-    k: int
-    offset: int
-    cancelled: Cancelled
-    woken: threading.Event = field(default_factory=threading.Event)
-    leads: bool = False
-    is_gone: bool = False  # nobody waits for its outcome
-    lease: _Lease | None = None
-    finish: Callable[[], TopKAnswer] | None = None
-    error: BaseException | None = None
-
-
-@dataclass(slots=True)
-class _Line:
-    """The queries that may scan together. ``expected_count``: those that the last scan answered and those that waited
-    when it ended; ``last_s``: how long it took."""
-
-    waiting: deque[_Waiting] = field(default_factory=deque)
-    is_led: bool = False
-    expected_count: int = 1
-    last_s: float = 0.0
-
-    def appoint(self) -> None:
-        """Lets the one at the head lead, if there is one."""
-        self.is_led = bool(self.waiting)
-        if self.waiting:
-            self.waiting[0].leads = True
-            self.waiting[0].woken.set()
-
-
-def _is_longer(line: _Line, count: int) -> bool:
-    return len(line.waiting) > count
 
 
 class _Lease:
     """A view that several hold; it is closed after the last has let go."""
 
-    def __init__(self, view: CollectionView, opened: ExitStack) -> None:
-        """Held by the caller."""
-        self.view = view
+    def __init__(self, opened: ExitStack, count: int) -> None:
+        """Held by ``count``."""
         self._opened = opened
-        self._left = 1
+        self._left = count
         self._changing = threading.Lock()
-
-    def hold(self) -> None:
-        """By one more, while somebody holds it."""
-        with self._changing:
-            self._left += 1
 
     def let_go(self) -> None:
         with self._changing:
@@ -108,18 +57,43 @@ class _Lease:
             self._opened.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    """What a thread that asked finishes for itself."""
+
+    view: CollectionView
+    lease: _Lease
+    answer: Callable[[], TopKAnswer]
+
+
 class SharedScans:
-    """The lines of one server. Any thread may ask; it is the askers' threads that lead."""
+    """The lines of one server, and the threads that lead them. Any thread may ask."""
 
     def __init__(
         self, open_view: OpenView, limits: Limits, workers: Workers | None, indexes: IndexCache | None = None
     ) -> None:
+        self.lines = Lines(lambda key: self._leading.submit(self._lead, key))
         self._indexes = indexes
+        self._indexed: set[str] = set()  # collections that had an index when this was last seen
         self._open_view = open_view
         self._limits = limits
         self._workers = workers
-        self._lines: dict[_Key, _Line] = {}
-        self._changing = threading.Condition()
+        self._leading = ThreadPoolExecutor(LEADERS_MAX, thread_name_prefix="lead")
+
+    def close(self) -> None:
+        """Waits for the scans under way; nothing can be shared afterwards."""
+        self._leading.shutdown(wait=True)
+
+    def ask(self, collection: str, question: Question, k: int, *, offset: int = 0) -> Future[Found | None] | None:
+        """What a batch will find, without a thread that waits for it; None, now or then, for a question that
+        ``top_k`` is to be asked. Cancelling the future takes the question back. It fails as ``top_k`` does."""
+        if not _can_share(question) or not fits_in_batch(question, k, offset):
+            return None
+        if collection in self._indexed and not question.exact:
+            return None
+        one = Waiting(question, k, offset, in_batch=True)
+        self.lines.join(_line_key(collection, question), one)
+        return one.future
 
     @contextmanager
     def top_k(
@@ -134,23 +108,19 @@ class SharedScans:
         reason = ""
         if self._indexes is not None:
             with self._open_view(collection) as view:
+                self._lists_indexes(collection, view)
                 answer, reason = self._by_index(view, question, k, offset, cancelled)
                 if answer is not None:
                     yield view, answer
                     return
-        names = tuple(choice.name for choice in question.checkpoints)
-        key = (collection, names, question.rule, question.missing)
-        me = _Waiting(question, k, offset, cancelled)
+        one = Waiting(question, k, offset, cancelled=cancelled)
+        self.lines.join(_line_key(collection, question), one)
+        scanned = _outcome(one)
         try:
-            self._stand_in_line(key, me)
-            self._wait(key, me)
-            if me.error is not None:
-                raise me.error.with_traceback(None)  # it may be raised by several
-            assert me.lease is not None
-            assert me.finish is not None
-            yield me.lease.view, replace(me.finish(), reason=reason)
+            check_cancelled(cancelled)
+            yield scanned.view, replace(scanned.answer(), reason=reason)
         finally:
-            self._leave(me)
+            scanned.lease.let_go()
 
     def _alone(self, view: CollectionView, question: Question, k: int, offset: int, cancelled: Cancelled) -> TopKAnswer:
         return top_k(
@@ -180,184 +150,105 @@ class SharedScans:
             workers=self._workers,
         )
 
-    def _stand_in_line(self, key: _Key, me: _Waiting) -> None:
-        with self._changing:
-            line = self._lines.setdefault(key, _Line())
-            line.waiting.append(me)
-            if not line.is_led:
-                line.appoint()
-            self._changing.notify_all()
-
-    def _wait(self, key: _Key, me: _Waiting) -> None:
-        """Until there is an outcome. Leads if it is its turn."""
-        while not me.woken.wait(LOOK_S):
-            if me.cancelled() and self._gives_up(key, me):
-                check_cancelled(me.cancelled)
-        if me.leads:
-            self._lead(key)
-
-    def _gives_up(self, key: _Key, me: _Waiting) -> bool:
-        """Leaves the line, if it stands there still; a scan that it is in sees for itself that it is not wanted. False
-        if it is to lead: others wait for that."""
-        with self._changing:
-            if me.leads:
-                return False
-            line = self._lines[key]
-            if me in line.waiting:
-                line.waiting.remove(me)
-            return True
-
-    def _lead(self, key: _Key) -> None:
-        taken, started = self._take(key), time.perf_counter()
+    def _lists_indexes(self, collection: str, view: CollectionView) -> bool:
+        """Whether a question may be answered by an index, which is remembered: it then waits for no scan."""
         try:
-            self._answer(key[0], taken)
+            lists = self._indexes is not None and bool(view.listed_indexes())
+        except Corrupt:  # exact search says so
+            lists = False
+        (self._indexed.add if lists else self._indexed.discard)(collection)
+        return lists
+
+    def _lead(self, key: LineKey) -> None:
+        """Scans for those who go next, and sees to it that something becomes of each."""
+        taken, started = self.lines.take(key), time.perf_counter()
+        try:
+            scanned = self._scanned(key[0], taken)
         except BaseException as error:  # noqa: BLE001 - each that waits raises it
+            self.lines.hand_over(key, len(taken), time.perf_counter() - started)
             for one in taken:
-                one.error = one.error or error
-        finally:
-            self._hand_over(key, len(taken), time.perf_counter() - started)
-            for one in taken:
-                one.woken.set()
+                one.fail(error)
+            return
+        self.lines.hand_over(key, len(taken), time.perf_counter() - started)
+        if scanned is not None:
+            try:
+                _tell(*scanned)
+            except BaseException as error:  # noqa: BLE001 - as above
+                for one in taken:
+                    one.fail(error)
 
-    def _take(self, key: _Key) -> list[_Waiting]:
-        """The leader and as many of those behind it as may come."""
-        with self._changing:
-            line = self._lines[key]
-            self._linger(line)
-            taken = [line.waiting.popleft()]
-            left = SHARED_VECTORS - _vector_count(taken[0].question)
-            while line.waiting and _vector_count(line.waiting[0].question) <= left:
-                taken.append(line.waiting.popleft())
-                left -= _vector_count(taken[-1].question)
-            return taken
-
-    def _linger(self, line: _Line) -> None:
-        """Gives half of those who are expected a moment to come, while they keep coming: clients that were answered
-        together ask together, and a scan for several takes little longer than one for the first. The other half is
-        answered and asks again meanwhile."""
-        patience_s = min(LINGER_S_MAX, LINGER_SHARE * line.last_s)
-        end_s = time.monotonic() + patience_s
-        while 2 * (count := len(line.waiting)) < line.expected_count:
-            left_s = min(GAP_SHARE * patience_s, end_s - time.monotonic())
-            if left_s <= 0 or not self._changing.wait_for(partial(_is_longer, line, count), left_s):
-                return
-
-    def _hand_over(self, key: _Key, taken_count: int, scan_s: float) -> None:
-        """To the next in line. Of the lines that nobody stands in, the last one is remembered."""
-        with self._changing:
-            line = self._lines[key]
-            line.expected_count, line.last_s = taken_count + len(line.waiting), scan_s
-            line.appoint()
-            for idle in [other for other, line in self._lines.items() if other != key and not line.is_led]:
-                del self._lines[idle]
-
-    def _answer(self, collection: str, taken: list[_Waiting]) -> None:
+    def _scanned(self, collection: str, taken: list[Waiting]) -> tuple[CollectionView, ExitStack, JointScan] | None:
+        """The view, which is held, and the scan of it; None if there was nothing to scan for."""
         with ExitStack() as opening:
             view = opening.enter_context(self._open_view(collection))
-            lease = _Lease(view, opening.pop_all())
-        with self._changing:
-            for one in taken:
-                if not one.is_gone:
-                    lease.hold()
-                    one.lease = lease
+            members = self._members(collection, view, taken)
+            if not members:
+                return None
+            joint = JointScan(view, members, self._workers)
+            joint.run()
+            return view, opening.pop_all(), joint
+
+    def _members(self, collection: str, view: CollectionView, taken: list[Waiting]) -> list[Member]:
+        """The questions that can be scanned for. The others are told what is wrong with them, or that an index may
+        answer them."""
+        may_use_index = any(not one.question.exact for one in taken if one.in_batch) and self._lists_indexes(
+            collection, view
+        )
+        reason_of: dict[bool, str] = {}
+        members = []
+        for one in taken:
+            try:
+                plan = plan_top_k(view, one.question, one.k, self._limits, offset=one.offset)
+            except CovectorError as error:
+                one.fail(error)
+                continue
+            if one.in_batch and may_use_index and not one.question.exact:
+                one.succeed(None)
+                continue
+            if one.question.exact not in reason_of:
+                reason_of[one.question.exact] = self._reason(view, plan, one)
+            members.append(Member(one, plan, reason_of[one.question.exact]))
+        return members
+
+    def _reason(self, view: CollectionView, plan: Plan, one: Waiting) -> str:
+        """Why no index answers; the same for all questions of a batch, for which there is none or which want none."""
+        if self._indexes is None:
+            return ""
+        return choose(view, plan, one.question, one.k + one.offset, None, self._indexes).reason
+
+
+def _tell(view: CollectionView, opened: ExitStack, joint: JointScan) -> None:
+    """Gives each its outcome. The view is closed before the last of those is told that need it."""
+    alone = [share.members[0].waiting for share in joint.alone]
+    lease = _Lease(opened, len(alone) + (joint.batch is not None))
+    for one, share in zip(alone, joint.alone, strict=True):
+        if not one.succeed(_Scanned(view, lease, partial(share.answer, view, joint.scan_s))):
+            lease.let_go()
+    if joint.batch is not None:
         try:
-            self._scan(view, taken)
+            joint.finish_batch()
         finally:
             lease.let_go()
+        joint.batch.tell()
 
-    def _scan(self, view: CollectionView, taken: list[_Waiting]) -> None:
-        members = [member for one in taken if (member := self._member(view, one)) is not None]
-        if not members:
-            return
-        everyone = replace(
-            members[0].scan,
-            plan=_together([member.scan.plan for member in members]),
-            cancelled=lambda: not any(member.is_wanted() for member in members),
-        )
-        stops = np.cumsum([member.scan.plan.group_count for member in members]).tolist()
-        parts = [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
 
-        def offer(block: Scored) -> None:
-            for member, part in zip(members, parts, strict=True):
-                member.offer(block, part)
-
-        started = time.perf_counter()
-        scan_each(everyone, offer)
-        scan_s = time.perf_counter() - started
-        for member in members:
-            member.one.finish = partial(member.answer, view, scan_s)
-
-    def _member(self, view: CollectionView, one: _Waiting) -> _Member | None:
-        """A query as part of a scan; None if something is wrong with it, which it is told."""
+def _outcome(one: Waiting) -> _Scanned:
+    """Waits for it. Raises what is wrong with the question, and Unavailable if it is cancelled before."""
+    while True:
         try:
-            plan = plan_top_k(view, one.question, one.k, self._limits, offset=one.offset)
+            scanned: _Scanned = one.future.result(LOOK_S)
+            return scanned
+        except TimeoutError:
+            if one.cancelled() and one.future.cancel():
+                check_cancelled(one.cancelled)
         except CovectorError as error:
-            one.error = error
-            return None
-        scan = Scan(plan, None, view.row_id_count, one.cancelled, workers=self._workers)
-        return _Member(one, scan, Selection(scan, one.k + one.offset, view.keys_of))
-
-    def _leave(self, me: _Waiting) -> None:
-        with self._changing:
-            me.is_gone = True
-            lease, me.lease = me.lease, None
-        if lease is not None:
-            lease.let_go()
+            raise error.with_traceback(None) from None  # it may be raised by several
 
 
-@dataclass(slots=True)
-class _Member:
-    """A query while it is scanned for."""
-
-    one: _Waiting
-    scan: Scan
-    selection: Selection
-
-    def is_wanted(self) -> bool:
-        return self.one.error is None and not self.one.cancelled()
-
-    def offer(self, block: Scored, part: slice) -> None:
-        """Its part of the scores. What goes wrong with it is its own error, and not the others'."""
-        if not self.is_wanted():
-            return
-        try:
-            self.selection.offer(block.part(part))
-        except CovectorError as error:
-            self.one.error = error
-
-    def answer(self, view: CollectionView, scan_s: float) -> TopKAnswer:
-        """Re-scores, in the thread of the query itself."""
-        check_cancelled(self.one.cancelled)
-        started = time.perf_counter()
-        results = self.selection.ends()
-        everything = Stage("filter", view.row_count, view.row_count, 0.0)
-        stages = stages_of(self.selection, results, scan_s, time.perf_counter() - started)
-        results = tuple(ends.behind(self.one.offset) for ends in results)
-        return TopKAnswer(results, (everything, *stages), self.one.question.scorer)
+def _line_key(collection: str, question: Question) -> LineKey:
+    names = tuple(choice.name for choice in question.checkpoints)
+    return collection, names, question.rule, question.missing
 
 
 def _can_share(question: Question) -> bool:
-    return question.where is None and question.damaged == "fail" and _vector_count(question) <= SHARED_VECTORS
-
-
-def _vector_count(question: Question) -> int:
-    count: int = question.vectors.shape[1]
-    return count
-
-
-def _together(plans: Sequence[Plan]) -> Plan:
-    """One plan with the groups of all, which differ in nothing else."""
-    return replace(plans[0], terms=tuple(_joined(terms) for terms in zip(*(plan.terms for plan in plans), strict=True)))
-
-
-def _joined(terms: tuple[Term, ...]) -> Term:
-    if len(terms) == 1:
-        return terms[0]
-    return replace(
-        terms[0],
-        vectors=np.concatenate([term.vectors for term in terms]),
-        narrow=np.concatenate([term.narrow for term in terms]),
-        packed=np.concatenate([term.packed for term in terms]),
-        coefficients=np.concatenate([term.coefficients for term in terms]),
-        reaches=np.concatenate([term.reaches for term in terms]),
-    )
+    return question.where is None and question.damaged == "fail" and question.vectors.shape[1] <= SHARED_VECTORS

@@ -10,7 +10,7 @@ costs a bounded number of look-ups.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -76,20 +76,27 @@ class Ranking:
 class Selection:
     """Both ends of every result of a scan's plan, fed block by block from any thread.
 
-    ``lost``: ids of rows that were found damaged after they were scanned, by this selection or one before it; those of
-    the latter are left out. If it has grown, the ends lack rows that gave way to lost ones: scan again.
+    ``k``: rows at each end of every result, or of each its own number. ``lost``: ids of rows that were found damaged
+    after they were scanned, by this selection or one before it; those of the latter are left out. If it has grown, the
+    ends lack rows that gave way to lost ones: scan again.
     """
 
-    def __init__(self, scan: Scan, k: int, keys_of: KeysOf, lost: set[int] | None = None) -> None:
-        self.rescored_count = 0
+    def __init__(self, scan: Scan, k: int | Sequence[int], keys_of: KeysOf, lost: set[int] | None = None) -> None:
+        self.rescored_counts = np.zeros(scan.plan.result_count, dtype=np.int64)  # by result
         self.scanned_count = 0
         self._scan = scan
         self._plan = scan.plan
         self._keys_of = keys_of
-        self._pools = Pools(scan.plan.result_count, k)
+        self._ks = [k] * scan.plan.result_count if isinstance(k, int) else k
+        self._pools = Pools(scan.plan.result_count, max(self._ks))
         self._offering = threading.Lock()
         self._lost: set[int] = set() if lost is None else lost
         self._left_out = np.array(sorted(self._lost), dtype=np.int64)
+
+    @property
+    def rescored_count(self) -> int:
+        """Of all results together."""
+        return int(self.rescored_counts.sum())
 
     def offer(self, block: Scored) -> None:
         """Takes from a block, of scores by group, what may belong to an end."""
@@ -102,12 +109,20 @@ class Selection:
 
     def ends(self) -> tuple[Ends, ...]:
         """The ends of each result."""
+        row_ids = self.finish()
+        return self.named(dict(zip(row_ids.tolist(), self._keys_of(row_ids), strict=True)))
+
+    def finish(self) -> RowIds:
+        """Re-scores what is in doubt, and returns the ids of the rows at any end, ascending. Nothing is offered
+        afterwards."""
         self._pools.settle()
         numbers = range(2 * self._plan.result_count)
         self._rescore(numbers)
-        kept = [self._pools.kept(number) for number in numbers]
-        row_ids = np.unique(np.concatenate([row_ids for _, _, row_ids in kept]))
-        key_of = dict(zip(row_ids.tolist(), self._keys_of(row_ids), strict=True))
+        return np.unique(np.concatenate([self._pools.kept(number)[2] for number in numbers]))
+
+    def named(self, key_of: Mapping[int, bytes]) -> tuple[Ends, ...]:
+        """The ends of each result, by the keys of the rows that ``finish`` returned."""
+        kept = [self._pools.kept(number) for number in range(2 * self._plan.result_count)]
         sides = [_end(scores, row_ids, key_of, _turn(number)) for number, (scores, _, row_ids) in enumerate(kept)]
         return tuple(Ends(top, bottom) for top, bottom in zip(sides[::2], sides[1::2], strict=True))
 
@@ -123,23 +138,35 @@ class Selection:
         return Scored.plain(block.scores()[:, ~gone], block.bounds()[:, ~gone], block.row_ids[~gone])
 
     def _rescore(self, numbers: Sequence[int]) -> None:
-        """Puts exact scores into pools, of the k best at most."""
-        kept = [self._pools.kept(number) for number in numbers]
-        doubtful = [errors > 0 for _, errors, _ in kept]
-        wanted = [
-            (self._plan.groups_of(number // 2), row_ids[places])
-            for number, (_, _, row_ids), places in zip(numbers, kept, doubtful, strict=True)
-        ]
-        found = exact_scores(self._scan, wanted)
-        for number, (scores, _, row_ids), places, exact in zip(numbers, kept, doubtful, found, strict=True):
-            self.rescored_count += exact.shape[1]
+        """Puts exact scores into pools, of the k best at most. What both ends of a result want is scored at once."""
+        kept = [self._wanted(number) for number in numbers]
+        doubtful: dict[int, list[RowIds]] = {}
+        for number, (_, errors, row_ids) in zip(numbers, kept, strict=True):
+            doubtful.setdefault(number // 2, []).append(row_ids[errors > 0])
+        wanted = {result: np.unique(np.concatenate(ends)) for result, ends in doubtful.items()}
+        asked = [(self._plan.groups_of(result), row_ids) for result, row_ids in wanted.items()]
+        found = dict(zip(wanted, exact_scores(self._scan, asked), strict=True))
+        for result, exact in found.items():
+            self.rescored_counts[result] += exact.shape[1]
+        for number, (scores, errors, row_ids) in zip(numbers, kept, strict=True):
+            result, places = number // 2, errors > 0
+            exact = found[result][:, np.searchsorted(wanted[result], row_ids[places])]
             scores[places] = _turn(number) * exact.max(axis=0)  # of one group, unless it is the largest that counts
             self._keep_best(number, scores, row_ids)
+
+    def _wanted(self, number: int) -> tuple[Float64, Float64, RowIds]:
+        """What a pool holds; where it keeps more rows than are wanted of its result, what may be among these."""
+        scores, errors, row_ids = self._pools.kept(number)
+        k = self._ks[number // 2]
+        if k == self._pools.k or len(scores) <= k:
+            return scores, errors, row_ids
+        keep = scores + errors >= np.partition(scores - errors, -k)[-k]
+        return scores[keep], errors[keep], row_ids[keep]
 
     def _keep_best(self, number: int, scores: Float64, row_ids: RowIds) -> None:
         sound = ~np.isnan(scores)
         self._lost.update(row_ids[~sound].tolist())
-        ranking = Ranking(self._pools.k, self._keys_of)
+        ranking = Ranking(self._ks[number // 2], self._keys_of)
         ranking.add(scores[sound], row_ids[sound])
         self._pools.replace(number, *ranking.kept())
 
@@ -148,7 +175,7 @@ def _turn(number: int) -> float:
     return -1.0 if number % 2 else 1.0
 
 
-def _end(scores: Float64, row_ids: RowIds, key_of: dict[int, bytes], turn: float) -> End:
+def _end(scores: Float64, row_ids: RowIds, key_of: Mapping[int, bytes], turn: float) -> End:
     keys = [key_of[row_id] for row_id in row_ids.tolist()]
     order = sorted(range(len(keys)), key=lambda place: (-scores[place], keys[place]))
     return End(row_ids[order], [keys[place] for place in order], turn * scores[order] + 0.0)  # no score leaves as -0.0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeAlias, TypeVar
@@ -13,41 +12,40 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from covector.attribution.scoring import to_float32
-from covector.blocks import column_from_message, column_of, column_to_message
+from covector.blocks import column_from_message
 from covector.errors import InvalidInput, Unavailable
-from covector.types import GradientKind, Stage
+from covector.types import GradientKind
 from covector.v1 import query_pb2 as pb
-from covector.v1 import query_pb2_grpc, types_pb2
+from covector.v1 import query_pb2_grpc
 from covector_server.fit.cache import FitCache
 from covector_server.index.cache import IndexCache
+from covector_server.kernels.pages import Losses
 from covector_server.limits import Limits
-from covector_server.metadata.fields import canonical
-from covector_server.metadata.records import FitRecord
 from covector_server.query.cancellation import Cancelled
 from covector_server.query.engine import grouped, scores, self_influence
 from covector_server.query.filter import parse_where
 from covector_server.query.fitted import needs_fit, with_fit
-from covector_server.query.grouping import Group, GroupedAnswer
-from covector_server.query.omission import DETAIL_ROWS, Omissions, damaged_details, named_scores, told_before
-from covector_server.query.question import (
-    CheckpointChoice,
-    Damaged,
-    Ends,
-    Missing,
-    Question,
-    Reduce,
-    ScoreBlock,
-    TopKAnswer,
-)
+from covector_server.query.joint import Found
+from covector_server.query.omission import damaged_details, told_before
+from covector_server.query.question import CheckpointChoice, Damaged, Missing, Question, Reduce
 from covector_server.query.sharing import SharedScans
 from covector_server.query.stored_queries import with_stored_vectors
 from covector_server.query.workers import Workers
 from covector_server.rpc.admission import QueryAdmission, QueryShare
-from covector_server.rpc.convert import damage_to_message, kind_from_message, space_from_message
-from covector_server.rpc.edge import streaming
-from covector_server.rpc.streams import MESSAGE_BYTES, Context, computed, pulled, runs
-from covector_server.storage.damage import Damage, OnDamage
+from covector_server.rpc.answers import (
+    gathered,
+    group_message,
+    hit_messages,
+    key_column,
+    name_fit,
+    once_message,
+    score_messages,
+    summary_message,
+    taken_damages,
+)
+from covector_server.rpc.convert import kind_from_message, space_from_message
+from covector_server.rpc.edge import streaming, unary
+from covector_server.rpc.streams import Context, computed, pulled
 from covector_server.storage.view import CollectionView
 
 OpenView: TypeAlias = Callable[[str], AbstractContextManager[CollectionView]]
@@ -57,7 +55,6 @@ AnyRequest = TypeVar("AnyRequest", pb.QueryRequest, pb.ScoresRequest)
 Shape = tuple[int, int, int]
 Vectors = npt.NDArray[np.float32]
 
-KEY_ROWS = 32_768  # whose keys are read at once
 _REDUCES: tuple[Reduce | None, ...] = (None, "mean", "max")
 _MISSING: tuple[Missing, ...] = ("omit", "omit", "zero")
 _DAMAGED: tuple[Damaged, ...] = ("fail", "fail", "omit")
@@ -83,6 +80,10 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
         self._shared = SharedScans(open_view, limits, workers, indexes)
         self.admission = QueryAdmission(limits)
 
+    def close(self) -> None:
+        """Waits for the scans under way; there are none afterwards."""
+        self._shared.close()
+
     @streaming
     async def Query(
         self, requests: AsyncIterator[pb.QueryRequest], context: Context
@@ -104,6 +105,51 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             vectors = await self._receive(spec, messages, share)
             async for response in pulled(self._pool, lambda cancelled: self._scores(spec, vectors, cancelled)):
                 yield response
+
+    @unary
+    async def QueryOnce(self, request: pb.QueryOnceRequest, context: Context) -> pb.QueryOnceResponse:
+        with self.admission.stream() as share:
+            share.take(len(request.vectors))
+            response = await self._once(request.spec, self._vectors_of(request))
+            share.take(response.ByteSize())
+            return response
+
+    async def _once(self, spec: pb.TopKSpec, vectors: Vectors) -> pb.QueryOnceResponse:
+        """Asked with others, without a thread that waits, if that can be done, else alone."""
+        if spec.group_by:
+            raise InvalidInput("hits by group do not come in one message; ask Query", field="group_by")
+        if not spec.query.self_influence and not spec.query.HasField("stored_keys"):
+            question = question_of(spec.query, vectors)
+            asked = None if needs_fit(question) else self._ask_with_others(spec, question)
+            losses = Losses()
+            found = None if asked is None else await asyncio.wrap_future(asked)
+            losses.check()
+            if found is not None:
+                return once_message(question, found, keys_only=spec.keys_only)
+        return await computed(self._pool, lambda cancelled: gathered(self._answer(spec, vectors, cancelled)))
+
+    def _ask_with_others(self, spec: pb.TopKSpec, question: Question) -> Future[Found | None] | None:
+        return self._shared.ask(spec.query.collection, question, spec.k, offset=spec.offset)
+
+    def _vectors_of(self, request: pb.QueryOnceRequest) -> Vectors:
+        """The vectors, float32 in the shape that their bytes say; whether the dim is right is seen later."""
+        spec, size_bytes = request.spec.query, len(request.vectors)
+        if spec.self_influence or spec.HasField("stored_keys"):
+            _check_no_vectors(spec, size_bytes > 0)
+            return np.empty((0, 0, 0), dtype=np.float32)
+        self._limits.check("query_vectors", spec.query_count, "the query has too many vectors")
+        self._limits.check("query_bytes", size_bytes, "bytes of query vectors")
+        checkpoint_count = max(1, len(spec.checkpoints))
+        vector_count = checkpoint_count * spec.query_count
+        if not vector_count:
+            raise InvalidInput("the query has no vectors; send at least one")
+        if not size_bytes or size_bytes % (4 * vector_count):
+            raise InvalidInput(
+                f"{size_bytes} bytes of vectors came, which are not {checkpoint_count} checkpoints x "
+                f"{spec.query_count} vectors of float32; check the counts"
+            )
+        values = np.frombuffer(request.vectors, dtype="<f4").astype(np.float32, copy=False)
+        return values.reshape(checkpoint_count, spec.query_count, -1)
 
     async def _receive(self, spec: pb.QuerySpec, messages: AsyncIterator[Request], share: QueryShare) -> Vectors:
         """The vectors, float32 in the shape that the spec says."""
@@ -128,10 +174,7 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
 
     async def _receive_none(self, spec: pb.QuerySpec, messages: AsyncIterator[Request]) -> Vectors:
         """Stored rows are the queries: no vectors come. They are looked up when the question is answered."""
-        if spec.query_count or await self._next(messages) is not None:
-            raise InvalidInput("stored rows are the queries: query_count is 0, and no vectors are sent")
-        if spec.self_influence and (spec.HasField("stored_keys") or spec.groups or spec.reduce):
-            raise InvalidInput("with self_influence every row is its own query: neither keys nor groups are given")
+        _check_no_vectors(spec, await self._next(messages) is not None)
         return np.empty((0, 0, 0), dtype=np.float32)
 
     async def _next(self, messages: AsyncIterator[Message]) -> Message | None:
@@ -166,9 +209,9 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             if question.damaged == "omit" and not spec.keys_only:
                 details = damaged_details(view, answer.results, self._limits, cancelled)
                 damages, on_damage = (*damages, *details), told_before(details)
-            yield pb.QueryResponse(summary=_summary(question, answer, damages))
+            yield pb.QueryResponse(summary=summary_message(question, answer, damages))
             for index, ends in enumerate(answer.results):
-                for hits in _hit_messages(view, index, ends, spec.keys_only, on_damage):
+                for hits in hit_messages(view, index, ends, spec.keys_only, on_damage):
                     yield pb.QueryResponse(hits=hits)
 
     def _grouped(self, spec: pb.TopKSpec, question: Question, cancelled: Cancelled) -> Iterator[pb.QueryResponse]:
@@ -182,11 +225,11 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
                 ends = (group.ends for groups in answer.results for group in groups)
                 details = damaged_details(view, ends, self._limits, cancelled)
                 damages, on_damage = (*damages, *details), told_before(details)
-            yield pb.QueryResponse(summary=_summary(question, answer, damages))
+            yield pb.QueryResponse(summary=summary_message(question, answer, damages))
             for index, groups in enumerate(answer.results):
                 for group in groups:
-                    for hits in _hit_messages(view, index, group.ends, spec.keys_only, on_damage):
-                        yield pb.QueryResponse(group=_group_message(group, hits))
+                    for hits in hit_messages(view, index, group.ends, spec.keys_only, on_damage):
+                        yield pb.QueryResponse(group=group_message(group, hits))
 
     def _scores(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Iterator[pb.ScoresResponse]:
         with self._open_view(spec.collection) as view:
@@ -195,15 +238,15 @@ class QueryServicer(query_pb2_grpc.QueryServiceServicer):
             stream = ask(view, question, limits=self._limits, cancelled=cancelled, workers=self._workers)
             row_count, fit = 0, None if question.fit is None else question.fit.record
             for block in stream.blocks:
-                for message in _score_messages(view, block, stream.omissions):
-                    _name_fit(message, fit)
+                for message in score_messages(view, block, stream.omissions):
+                    name_fit(message, fit)
                     fit = None
                     yield message
                 row_count += len(block.row_ids)
-            damages = _taken(stream.omissions)
+            damages = taken_damages(stream.omissions)
             if damages or not row_count:  # the client still learns how many results there are
-                last = pb.ScoresResponse(keys=_key_column([]), result_count=stream.result_count, damages=damages)
-                _name_fit(last, fit)
+                last = pb.ScoresResponse(keys=key_column([]), result_count=stream.result_count, damages=damages)
+                name_fit(last, fit)
                 yield last
 
     def _top_k_question(self, spec: pb.QuerySpec, vectors: Vectors, cancelled: Cancelled) -> Question:
@@ -247,6 +290,14 @@ def question_of(spec: pb.QuerySpec, vectors: Vectors) -> Question:
     )
 
 
+def _check_no_vectors(spec: pb.QuerySpec, some_came: bool) -> None:
+    """What goes for a query by stored rows."""
+    if spec.query_count or some_came:
+        raise InvalidInput("stored rows are the queries: query_count is 0, and no vectors are sent")
+    if spec.self_influence and (spec.HasField("stored_keys") or spec.groups or spec.reduce):
+        raise InvalidInput("with self_influence every row is its own query: neither keys nor groups are given")
+
+
 def _known(number: int, count: int, name: str) -> int:
     if not 0 <= number < count:
         raise InvalidInput(f"{name} is newer than this server; update the server", field=name)
@@ -257,91 +308,3 @@ def _spec_message(message: AnyRequest | None) -> AnyRequest:
     if message is None or message.WhichOneof("message") != "spec":
         raise InvalidInput("the first message of a query says what is asked (spec); the vectors follow")
     return message
-
-
-def _summary(question: Question, answer: TopKAnswer | GroupedAnswer, damages: Iterable[Damage]) -> pb.QuerySummary:
-    fit = None if question.fit is None else question.fit.record
-    return pb.QuerySummary(
-        fit="" if fit is None else fit.id,
-        damping=0.0 if fit is None else fit.damping,
-        damping_unit="" if fit is None else fit.damping_unit,
-        exact=not answer.index,
-        index=answer.index,
-        reason=answer.reason,
-        stages=[_stage(stage) for stage in answer.stages],
-        result_count=len(answer.results),
-        scorer=answer.scorer if fit is None else fit.method,
-        damages=[damage_to_message(damage) for damage in damages],
-    )
-
-
-def _stage(stage: Stage) -> pb.Stage:
-    return pb.Stage(name=stage.name, rows_in=stage.rows_in, rows_out=stage.rows_out, seconds=stage.seconds)
-
-
-def _hit_messages(
-    view: CollectionView, index: int, ends: Ends, keys_only: bool, on_damage: OnDamage | None
-) -> Iterator[pb.ResultHits]:
-    """The hits of a result, in messages of about MESSAGE_BYTES; at least one."""
-    message, size_bytes = pb.ResultHits(result_index=index), 0
-    for place, hit in enumerate(_hits(view, ends, keys_only, on_damage)):
-        if size_bytes >= MESSAGE_BYTES:
-            yield message
-            message, size_bytes = pb.ResultHits(result_index=index), 0
-        field = message.proponents if place < len(ends.proponents.keys) else message.opponents
-        field.append(hit)
-        size_bytes += hit.ByteSize()
-    yield message
-
-
-def _group_message(group: Group, hits: pb.ResultHits) -> pb.GroupHits:
-    return pb.GroupHits(
-        result_index=hits.result_index,
-        value_json="" if group.value is None else json.dumps(group.value, ensure_ascii=False),
-        row_count=group.row_count,
-        score_sum=group.score_sum,
-        proponents=hits.proponents,
-        opponents=hits.opponents,
-    )
-
-
-def _hits(view: CollectionView, ends: Ends, keys_only: bool, on_damage: OnDamage | None) -> Iterator[pb.Hit]:
-    """The proponents, then the opponents."""
-    keys = [*ends.proponents.keys, *ends.opponents.keys]
-    leaving = to_float32(np.concatenate([ends.proponents.scores, ends.opponents.scores])).tolist()
-    if keys_only:
-        yield from (pb.Hit(key=key, score=score) for key, score in zip(keys, leaving, strict=True))
-        return
-    row_ids = np.concatenate([ends.proponents.row_ids, ends.opponents.row_ids])
-    for start in range(0, len(keys), DETAIL_ROWS):
-        stop = start + DETAIL_ROWS
-        rows = view.details_of(row_ids[start:stop], on_damage)
-        for key, row, score in zip(keys[start:stop], rows, leaving[start:stop], strict=True):
-            metadata_json = "" if row.metadata is None else canonical(row.metadata).decode()
-            yield pb.Hit(key=key, score=score, text=row.text, metadata_json=metadata_json)
-
-
-def _score_messages(
-    view: CollectionView, block: ScoreBlock, omissions: Omissions | None
-) -> Iterator[pb.ScoresResponse]:
-    result_count = len(block.scores)
-    for start in range(0, len(block.row_ids), KEY_ROWS):
-        keys, values = named_scores(view, block, slice(start, start + KEY_ROWS), omissions)
-        for run in runs([len(key) + 4 + 4 * result_count for key in keys]):
-            data = values[:, run].astype("<f4", copy=False).tobytes()
-            yield pb.ScoresResponse(
-                keys=_key_column(keys[run]), scores=data, result_count=result_count, damages=_taken(omissions)
-            )
-
-
-def _name_fit(message: pb.ScoresResponse, fit: FitRecord | None) -> None:
-    if fit is not None:
-        message.fit, message.damping, message.damping_unit = fit.id, fit.damping, fit.damping_unit
-
-
-def _taken(omissions: Omissions | None) -> list[pb.Damage]:
-    return [] if omissions is None else [damage_to_message(damage) for damage in omissions.take()]
-
-
-def _key_column(keys: list[bytes]) -> types_pb2.KeyColumn:
-    return types_pb2.KeyColumn(values=column_to_message(column_of(keys)))

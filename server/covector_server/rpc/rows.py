@@ -14,7 +14,6 @@ from covector.errors import InvalidInput, NotFound
 from covector.v1 import rows_pb2 as pb
 from covector.v1 import rows_pb2_grpc, types_pb2
 from covector_server.limits import Limits
-from covector_server.metadata.fields import canonical
 from covector_server.query.cancellation import Cancelled, check_cancelled
 from covector_server.query.checkpoints import find_checkpoint
 from covector_server.query.engine import count_rows
@@ -125,7 +124,7 @@ def _row_messages(
     """The rows, in messages of about MESSAGE_BYTES; a longer gradient carries on in messages of no rows."""
     details = view.details_of(row_ids)
     texts = [None if row.text is None else row.text.encode() for row in details]
-    metadata = [None if row.metadata is None else canonical(row.metadata) for row in details]
+    metadata = [row.metadata_json for row in details]
     row_bytes = 0 if checkpoint is None else 2 * view.space.dim
     for run in runs(
         [len(text or b"") + len(json or b"") + row_bytes for text, json in zip(texts, metadata, strict=True)]

@@ -55,7 +55,7 @@ class RowReader:
                 key, text, metadata = (
                     _value(column, row_id - record.first) for column in (block.keys, block.texts, block.metadata)
                 )
-                found[row_id] = RowDetails(key or NO_KEY, _text(text), _object(metadata))
+                found[row_id] = RowDetails(key or NO_KEY, _text(text), metadata)
         for record in self._supplements(row_ids):
             block = self._read(record, ("row_ids", "texts", "metadata"), row_ids, on_damage)
             for at in np.flatnonzero(np.isin(block.row_ids, row_ids)).tolist():
@@ -167,7 +167,7 @@ def _with_supplement(row: RowDetails, text: bytes | None, metadata: bytes | None
     return RowDetails(
         row.key,
         row.text if text is None else _text(text),
-        row.metadata if metadata is None else _object(metadata),
+        row.metadata_json if metadata is None else metadata,
     )
 
 

@@ -11,6 +11,7 @@ and how many live rows went. The same damage may be told several times: the row 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,12 @@ class RowDetails:
 
     key: bytes  # encoded, see covector.blocks; NO_KEY if damaged
     text: str | None
-    metadata: dict[str, Any] | None
+    metadata_json: bytes | None  # canonical JSON, as it is stored
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        """The fields."""
+        return None if self.metadata_json is None else json.loads(self.metadata_json)
 
 
 class PostingsRange(Protocol):

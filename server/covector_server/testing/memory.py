@@ -5,7 +5,6 @@ Damage is put in on purpose: a checkpoint's ``damaged`` rows, a collection's ``d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from covector.blocks import encode_key, scale_rows
 from covector.types import GradientKind, Key, Space
-from covector_server.metadata.fields import new_fields
+from covector_server.metadata.fields import canonical, new_fields
 from covector_server.metadata.postings import Postings
 from covector_server.storage.damage import Damage, DamageLog, DamageReporter, OnDamage
 from covector_server.storage.view import (
@@ -221,7 +220,7 @@ class MemoryCollection:
             row,
             key=NO_KEY if row_id in self.damaged_keys else row.key,
             text=None if row_id in self.damaged_texts else row.text,
-            metadata=None if row_id in self.damaged_metadata else row.metadata,
+            metadata_json=None if row_id in self.damaged_metadata else row.metadata_json,
         )
 
     def _meet(self, row_ids: AbstractSet[int], what: str, on_damage: OnDamage | None) -> None:
@@ -251,7 +250,7 @@ def memory_collection(
     keys = dict.fromkeys(key for written, _ in checkpoints.values() for key in written)
     keys |= dict.fromkeys([*texts, *metadata])
     row_id_of = {key: row_id for row_id, key in enumerate(keys)}
-    rows = [RowDetails(encode_key(key), texts.get(key), _plain(metadata.get(key))) for key in keys]
+    rows = [RowDetails(encode_key(key), texts.get(key), _stored(metadata.get(key))) for key in keys]
     made = {
         label: MemoryCheckpoint(
             label,
@@ -267,8 +266,8 @@ def memory_collection(
     return MemoryCollection(name, space, rows, fields, made)
 
 
-def _plain(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if metadata is None else json.loads(json.dumps(metadata))
+def _stored(metadata: dict[str, Any] | None) -> bytes | None:
+    return None if metadata is None else canonical(metadata)
 
 
 def _tile(row_ids: list[int], gradients: npt.ArrayLike) -> Tile:
