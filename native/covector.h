@@ -46,10 +46,16 @@ COVECTOR_API int32_t covector_scan_paths(void);
 COVECTOR_API int32_t covector_products(int32_t path, const struct covector_rows *rows, const float *vectors,
                                        size_t vector_count, size_t vector_stride, double *products, double *squares);
 
-/* The same in float64. The order of each sum depends on dim alone. */
+/* The same in float64, of at least one vector. The order of each sum depends on dim alone. */
 COVECTOR_API int32_t covector_exact_products(int32_t path, const struct covector_rows *rows, const double *vectors,
                                              size_t vector_count, size_t vector_stride, double *products,
                                              double *squares);
+
+/* symmetric.c. A symmetric matrix, [dim][dim], times a vector; nothing below its diagonal is read. */
+COVECTOR_API void covector_symmetric_product(const double *matrix, size_t dim, const double *vector, double *product);
+
+/* widen.c. count float16 as float32. */
+COVECTOR_API void covector_widen(const uint16_t *halves, size_t count, float *wide);
 
 /* topk.c. Approximate scores of some rows for each result: products[r][i] * coefficients[r] * factors[i], off by at most
    reaches[r] * row_reaches[i], or by errors[r][i] where errors is not NULL. origin: of row 0, see pools; -1 for none. */
@@ -150,13 +156,42 @@ COVECTOR_API size_t covector_slots_find(const uint64_t *slot_hashes, const int64
                                         const uint64_t *hashes, size_t count, int64_t *places, int64_t *row_ids,
                                         size_t found_max);
 
-/* codes.c. products[i]: of the first rank codes of row i, which begin stride bytes apart, with vector. */
+/* codes.c. products[i]: of the first rank codes of row i, which begin stride bytes apart, with vector, int16 padded with
+   zeros to a multiple of 32, whose integers are worth step. */
 COVECTOR_API void covector_code_products(const int8_t *codes, size_t row_count, size_t rank, size_t stride,
-                                         const float *vector, float *products);
+                                         const int16_t *vector, float step, float *products);
+
+/* Rounds a vector of finite numbers for it, zeros included, in steps of a 32767th of the largest. Returns the step. */
+COVECTOR_API float covector_round_vector(const float *vector, size_t rank, int16_t *rounded);
 
 /* nibbles.c. products[i]: of the codes of row i, block_count blocks of 64 that begin stride bytes apart, with vector,
    int8[block_count * 64], a block's integers worth steps[block]. No integer of the vector is -128. */
 COVECTOR_API void covector_nibble_products(const uint8_t *codes, size_t row_count, size_t block_count, size_t stride,
                                            const int8_t *vector, const float *steps, float *products);
+
+/* ends.c. Both ends of the scores of some vectors: the best of vector v at 2 v, its smallest, with their sign turned, at
+   2 v + 1; each at most count_max scores with their positions, of which counts[] are there. thresholds: a score that is not
+   larger cannot enter; -infinity to begin with. */
+struct covector_ends {
+    float *scores, *thresholds;
+    int64_t *positions, *counts;
+    size_t count_max;
+};
+
+/* Scores of the positions from first on: products[v][i] * factors[i] * weights[i], of those that are chosen; NULL for
+   factors and weights of 1, and for all. NaN stands for none. */
+struct covector_offered {
+    const float *products, *factors;
+    const double *weights;
+    const uint8_t *chosen;
+    size_t vector_count, row_count;
+    int64_t first;
+};
+
+/* Positions are offered in ascending order. */
+COVECTOR_API void covector_offer_ends(const struct covector_ends *ends, const struct covector_offered *offered);
+
+/* Puts the best first, equal ones in order of position; after that, nothing more is to be offered. */
+COVECTOR_API void covector_sort_ends(const struct covector_ends *ends, size_t vector_count);
 
 #endif

@@ -20,6 +20,7 @@
 #define PANEL_ROWS 48
 #define LANES_MAX 16
 #define EXACT_LANES 16
+#define EXACT_ROWS 2
 
 /* Rows of some chunks, each chunk_rows rows in a row, stride_bytes from the next. places: of the rows that are meant, in
    order; NULL for row_count from first on. Vectors are padded with zeros to vector_stride, a multiple of LANES_MAX.
@@ -45,6 +46,7 @@ static inline const uint8_t *row_at(const struct scan *scan, size_t i)
 
 /* Plain C, for any processor. */
 typedef float four __attribute__((vector_size(16)));
+typedef double eight __attribute__((vector_size(64)));
 
 static inline float half_at(const uint8_t *at)
 {
@@ -74,6 +76,10 @@ static inline four load_four(const float *at)
 #define ZERO ((four){0})
 #define LOAD(at) load_four(at)
 #define WIDEN(at) widen_four(at)
+#define WIDEN_EIGHT(at)                                                                                               \
+    ((eight){half_at(at), half_at((at) + 2), half_at((at) + 4), half_at((at) + 6), half_at((at) + 8), half_at((at) + 10), \
+             half_at((at) + 12), half_at((at) + 14)})
+#define MULTIPLY_ADD_EIGHT(a, b, c) ((a) * (b) + (c))
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #define SUM(a) (((a)[0] + (a)[1]) + ((a)[2] + (a)[3]))
 #define STRANDS 2
@@ -97,6 +103,16 @@ static inline TARGET float sum_eight(__m256 a)
 #define ZERO _mm256_setzero_ps()
 #define LOAD(at) _mm256_loadu_ps(at)
 #define WIDEN(at) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at)))
+#define WIDEN_EIGHT(at)                                                                                               \
+    __extension__({                                                                                                   \
+        __m256 narrow = WIDEN(at);                                                                                    \
+        __m256d halves[2] = {_mm256_cvtps_pd(_mm256_castps256_ps128(narrow)),                                         \
+                             _mm256_cvtps_pd(_mm256_extractf128_ps(narrow, 1))};                                      \
+        eight wide;                                                                                                   \
+        memcpy(&wide, halves, sizeof wide);                                                                           \
+        wide;                                                                                                         \
+    })
+#define MULTIPLY_ADD_EIGHT(a, b, c) ((a) * (b) + (c))
 #define MULTIPLY_ADD(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define SUM(a) sum_eight(a)
 #define STRANDS 4
@@ -111,6 +127,8 @@ static inline TARGET float sum_eight(__m256 a)
 #define ZERO _mm512_setzero_ps()
 #define LOAD(at) _mm512_loadu_ps(at)
 #define WIDEN(at) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(at)))
+#define WIDEN_EIGHT(at) ((eight)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at)))))
+#define MULTIPLY_ADD_EIGHT(a, b, c) ((eight)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #define MULTIPLY_ADD(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define SUM(a) _mm512_reduce_add_ps(a)
 #define STRANDS 8
@@ -124,7 +142,7 @@ struct paths {
     size_t block_dim, direct_vectors;
     void (*direct)(const struct scan *scan);
     void (*wide)(const struct scan *scan, float *wide);
-    void (*exact)(const struct exact_scan *scan, float *wide);
+    void (*exact)(const struct exact_scan *scan);
 };
 
 static const struct paths all_paths[] = {
@@ -175,10 +193,7 @@ COVECTOR_API int32_t covector_exact_products(int32_t path, const struct covector
     struct exact_scan scan = {{rows->chunks, rows->places, NULL, products, squares, rows->chunk_rows, rows->stride_bytes,
                                rows->first, rows->row_count, rows->dim, vector_count, vector_stride},
                               vectors};
-    float *wide = aligned_alloc(64, sizeof(float) * vector_stride);
-    if (!wide)
-        return 0;
-    all_paths[path].exact(&scan, wide);
-    free(wide);
+    if (vector_count)
+        all_paths[path].exact(&scan);
     return 1;
 }

@@ -6,6 +6,8 @@
    vector, LANES    so many float32
    ZERO, LOAD(at), WIDEN(at), MULTIPLY_ADD(a, b, c), SUM(a)
                     LOAD takes float32; WIDEN takes float16 and widens exactly; SUM adds in a tree of log2(LANES) levels
+   WIDEN_EIGHT(at), MULTIPLY_ADD_EIGHT(a, b, c)
+                    eight float64; the first takes float16
    WIDE_ROWS        rows at once against four vectors, once they are widened: what the registers hold
    STRANDS          sums side by side of one row with one vector, so that additions need not wait for each other
    STREAM_STEPS     of a long row that are taken at once, a multiple of STRANDS; more than that with prefetching
@@ -248,34 +250,72 @@ static TARGET void NAME(wide)(const struct scan *scan, float *wide)
     }
 }
 
-/* The products of one widened row in float64. Each sum runs over sixteen lanes and then over these, so its order
-   depends on dim alone, never on where the row stands. */
-static TARGET void NAME(exact)(const struct exact_scan *scan, float *wide)
+/* Adds the products of stretches of some rows with one of a vector to sum, and those of rows with themselves to square if
+   they are wanted, lane by lane. width: a multiple of EXACT_LANES. */
+INLINE void NAME(exact_steps)(const uint8_t *const *rows, const double *other, size_t width, const int row_count,
+                              const int with_squares, eight (*sum)[2], eight (*square)[2])
 {
-    for (size_t i = 0; i < scan->rows.row_count; i++) {
-        const uint8_t *row = row_at(&scan->rows, i);
-        size_t padded = scan->rows.vector_stride;
-        memset(wide + padded - EXACT_LANES, 0, sizeof(float) * EXACT_LANES);
-        NAME(widen)(row, scan->rows.dim, wide);
-        for (size_t v = 0; v <= scan->rows.vector_count; v++) {
-            const double *other = scan->vectors + v * padded;
-            double sum[EXACT_LANES] = {0};
-            if (v < scan->rows.vector_count)
-                for (size_t at = 0; at < padded; at += EXACT_LANES)
-                    for (size_t lane = 0; lane < EXACT_LANES; lane++)
-                        sum[lane] += (double)wide[at + lane] * other[at + lane];
-            else
-                for (size_t at = 0; at < padded; at += EXACT_LANES)
-                    for (size_t lane = 0; lane < EXACT_LANES; lane++)
-                        sum[lane] += (double)wide[at + lane] * (double)wide[at + lane];
-            double total = 0;
-            for (size_t lane = 0; lane < EXACT_LANES; lane++)
-                total += sum[lane];
-            if (v < scan->rows.vector_count)
-                scan->rows.products[v * scan->rows.row_count + i] = total;
-            else
-                scan->rows.squares[i] = total;
+    for (size_t at = 0; at < width; at += EXACT_LANES)
+        UNROLL for (int half = 0; half < 2; half++)
+        {
+            eight part;
+            memcpy(&part, other + at + 8 * half, sizeof part);
+            UNROLL for (int r = 0; r < row_count; r++)
+            {
+                eight row = WIDEN_EIGHT(rows[r] + 2 * (at + 8 * (size_t)half));
+                sum[r][half] = MULTIPLY_ADD_EIGHT(row, part, sum[r][half]);
+                if (with_squares)
+                    square[r][half] = MULTIPLY_ADD_EIGHT(row, row, square[r][half]);
+            }
         }
+}
+
+/* The products of some rows with one vector in float64, and those of rows with themselves if they are wanted. Each sum runs
+   over sixteen lanes and then over these, so its order depends on dim alone, never on where a row stands. */
+INLINE void NAME(exact_rows)(const struct exact_scan *scan, size_t i, size_t v, const int row_count,
+                             const int with_squares)
+{
+    const size_t dim = scan->rows.dim, whole = dim - dim % EXACT_LANES;
+    const double *other = scan->vectors + v * scan->rows.vector_stride;
+    eight sum[EXACT_ROWS][2], square[EXACT_ROWS][2];
+    uint16_t rest[EXACT_ROWS][EXACT_LANES] = {{0}};
+    const uint8_t *rows[EXACT_ROWS], *rests[EXACT_ROWS];
+    UNROLL for (int r = 0; r < row_count; r++)
+    {
+        UNROLL for (int half = 0; half < 2; half++) sum[r][half] = square[r][half] = (eight){0};
+        rows[r] = row_at(&scan->rows, i + (size_t)r);
+        memcpy(rest[r], rows[r] + 2 * whole, 2 * (dim - whole));
+        rests[r] = (const uint8_t *)rest[r];
+    }
+    NAME(exact_steps)(rows, other, whole, row_count, with_squares, sum, square);
+    if (whole < dim)
+        NAME(exact_steps)(rests, other + whole, EXACT_LANES, row_count, with_squares, sum, square);
+    UNROLL for (int r = 0; r < row_count; r++)
+    {
+        double total = 0, total_square = 0;
+        for (int lane = 0; lane < EXACT_LANES; lane++) {
+            total += sum[r][lane / 8][lane % 8];
+            total_square += square[r][lane / 8][lane % 8];
+        }
+        scan->rows.products[v * scan->rows.row_count + i + (size_t)r] = total;
+        if (with_squares)
+            scan->rows.squares[i + (size_t)r] = total_square;
+    }
+}
+
+/* The products of rows in float64. */
+static TARGET void NAME(exact)(const struct exact_scan *scan)
+{
+    const size_t row_count = scan->rows.row_count, whole = row_count - row_count % EXACT_ROWS;
+    for (size_t i = 0; i < whole; i += EXACT_ROWS) {
+        NAME(exact_rows)(scan, i, 0, EXACT_ROWS, 1);
+        for (size_t v = 1; v < scan->rows.vector_count; v++)
+            NAME(exact_rows)(scan, i, v, EXACT_ROWS, 0);
+    }
+    for (size_t i = whole; i < row_count; i++) {
+        NAME(exact_rows)(scan, i, 0, 1, 1);
+        for (size_t v = 1; v < scan->rows.vector_count; v++)
+            NAME(exact_rows)(scan, i, v, 1, 0);
     }
 }
 
@@ -290,6 +330,8 @@ static TARGET void NAME(exact)(const struct exact_scan *scan, float *wide)
 #undef ZERO
 #undef LOAD
 #undef WIDEN
+#undef WIDEN_EIGHT
+#undef MULTIPLY_ADD_EIGHT
 #undef MULTIPLY_ADD
 #undef SUM
 #undef WIDE_ROWS

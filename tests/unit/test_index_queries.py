@@ -362,3 +362,17 @@ def _choices(*names: str) -> list[CheckpointChoice]:
 
 def answer_of(rig: IndexRig, view: CollectionView, question: Question) -> TopKAnswer:
     return top_k(view, question, 10, indexes=rig.cache)
+
+
+def test_a_scorer_that_nothing_was_measured_for_draws_as_many_candidates_as_is_usual(rig: IndexRig) -> None:
+    (record,) = rig.records()
+    few = replace(record, scorer="dot", oversampling=5)
+    assert [few.oversampling_of(scorer) for scorer in ("dot", "cosine", "tracin")] == [5, 10, 10]
+    assert replace(few, oversampling=40).oversampling_of("cosine") == 40
+    assert replace(few, scorer="trak", fit="fit-1").oversampling_of("trak") == 5
+    seen = {}
+    for scorer in ("dot", "cosine"):
+        answer = rig.ask(QUERIES[:1], 10, scorer=scorer)
+        assert answer.index
+        seen[scorer] = answer.stages[2].rows_in
+    assert 0 < seen["dot"] <= seen["cosine"] <= 200

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,25 +11,13 @@ from covector_server.kernels import library, nibbles
 from covector_server.kernels.nibbles import BLOCK, BLOCK_BYTES, nibble_products, pack, packed_bytes, unpack
 
 
-@pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL]:
-    """The library as processors without the instructions, or without the wide ones, would run it."""
-    sources, found = Path(__file__).resolve().parents[2] / "native", {}
-    for name in ("plain", "narrow"):
-        built = tmp_path_factory.mktemp(name) / f"{name}.so"
-        command = ["cc", "-std=c11", "-O1", "-fPIC", "-shared", f"-DCOVECTOR_{name.upper()}", "-pthread"]
-        subprocess.run([*command, *map(str, sorted(sources.glob("*.c"))), "-o", str(built), "-lm"], check=True)
-        loaded = library.load(built)
-        assert loaded is not None
-        found[name] = loaded
-    return found
-
-
 @pytest.fixture(params=["compiled", "narrow", "plain", "numpy"])
-def either(request: pytest.FixtureRequest, others: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch) -> None:
+def either(
+    request: pytest.FixtureRequest, other_libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert library.LIBRARY is not None, "python native/compile.py"
     if request.param != "compiled":
-        monkeypatch.setattr(nibbles, "LIBRARY", others.get(request.param))
+        monkeypatch.setattr(nibbles, "LIBRARY", other_libraries.get(request.param))
 
 
 def made_codes(row_count: int, rank: int) -> np.ndarray:

@@ -30,6 +30,7 @@ CorrectionPairs = frozenset[tuple[Correction, Correction]]
 EtaRule = Literal["always", "several", "equal", "shares"]
 
 _SUM_DIM = 4096  # half of numpy's iterator buffer
+_NORM_MIN, _NORM_MAX = 1e-140, 1e140  # between these, no square that counts leaves the range of float64
 
 SAME_CORRECTION: CorrectionPairs = frozenset({("none", "none"), ("adam", "adam")})
 
@@ -184,6 +185,10 @@ def split_scale(vectors: Float64) -> tuple[Float64, Float64]:
 
     vectors: finite float64[n, dim]. Returns (float64[n, dim], scales float64[n]); an all-zero vector has scale 0.
     """
+    lengths = norms(vectors)
+    if np.all((lengths > _NORM_MIN) & (lengths < _NORM_MAX)):
+        exponents = np.frexp(lengths / np.sqrt(vectors.shape[1]))[1]
+        return vectors * np.ldexp(1.0, -exponents)[:, None], np.ldexp(1.0, exponents)
     peak_exponents = np.frexp(np.abs(vectors).max(axis=1, initial=0.0))[1]
     shrunk = np.ldexp(vectors, -peak_exponents[:, None])
     rms = norms(shrunk) / np.sqrt(max(vectors.shape[1], 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from covector.attribution.learning import FitJob
 from covector.attribution.planning import plan_of
 from covector.attribution.scoring import Float64
 from covector.errors import Corrupt
+from covector_server.fit.served_map import served
 from covector_server.fit.spec import can_fold
 from covector_server.storage.drafts import MappedFiles
 from covector_server.storage.fit_files import REMEDY, Arrays, array_directory, arrays_of
@@ -57,6 +58,7 @@ def open_part(files: MappedFiles) -> StoredPart:
         fit = CheckpointFit.of(files.parameters["fit"], _below(MAP, arrays))
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"{files.directory} holds no fit ({error!r}); {REMEDY}") from error
+    fit = replace(fit, preconditioner=served(fit.preconditioner))
     return StoredPart(fit, arrays.get(ROW_FACTORS), files.size_bytes)
 
 

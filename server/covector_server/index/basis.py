@@ -1,9 +1,9 @@
 """The principal directions of a checkpoint's rows, from a sample of them that is spread over all.
 
 For a scorer without a map, rows count by their direction alone: each is at unit RMS as it is stored. (``map_basis`` is
-for those with one.) Where the sample has more rows than coordinates, the second moments float32[dim, dim] are summed as
-rows stream by; where it has fewer, the products of all pairs of sampled rows, float32[rows, rows], a block of
-coordinates at a time. Both have the same eigenvalues, and the second gives the directions in one more pass over the
+for those with one.) Up to some dim, rows stream by once and a block of directions is multiplied with them, so their
+second moments are never made (``eigen.top_moments``); beyond, the products of all pairs of sampled rows,
+float32[rows, rows], are summed, a block of coordinates at a time, and give the directions in one more pass over the
 sample, so dim may be 2^20 and more.
 """
 
@@ -19,14 +19,16 @@ from covector.attribution.preconditioner import Identity
 from covector.errors import Corrupt
 from covector_server.index.contract import Float32, Source
 from covector_server.index.directions import Directions, batch_rows, project, spans
-from covector_server.index.eigen import top_eigenpairs
+from covector_server.index.eigen import EXTRA, top_eigenpairs, top_moments
 from covector_server.index.map_basis import Blocks, MapBasis, map_basis
+from covector_server.kernels.widen import widen
 from covector_server.storage.index_files import Draft, map_draft
 
 FILES = ("basis", "deviations", "gains")
-MOMENTS_DIM_MAX = 6144  # 151 MB of second moments
+MOMENTS_DIM_MAX = 6144  # 26 MB for each block of as many directions as there may be
 SAMPLE_ROWS_MIN, SAMPLE_ROWS_MAX = 4096, 16_384
 PAIRS_ROWS_MAX = 4096
+FIRST_ROWS = 2  # for each direction, that the search for directions begins with
 
 Float16Rows = Sequence[npt.NDArray[np.float16]]
 
@@ -76,7 +78,7 @@ def write_basis(source: Source, sample: npt.NDArray[np.int64], rank: int, draft:
 
 
 def _plain(source: Source, views: Float16Rows, rank: int, draft: Draft) -> Basis:
-    if source.dim <= min(MOMENTS_DIM_MAX, len(views)):
+    if source.dim <= MOMENTS_DIM_MAX:
         values, blocks = _from_moments(source, views, rank)
     else:
         values, blocks = _from_pairs(source, views, rank)
@@ -126,6 +128,11 @@ class OpenBasis:
     directions: Directions
     deviations: Float32  # [rank]
     gains: Float32  # [rank]
+    weights: Float32  # [rank], the deviation times the gain over dim
+
+    def weighted(self, vectors: Float32) -> Float32:
+        """float32[m, rank] of float32[m, dim], at about unit RMS or zero: what a row's codes are multiplied with."""
+        return self.directions.products(vectors) * self.weights
 
     def coordinates(self, vectors: Float32) -> Float32:
         """float32[m, rank] of float32[m, dim], at about unit RMS or zero: what a row's codes, each times its deviation,
@@ -140,7 +147,8 @@ def open_basis(maps: dict[str, memoryview], rank: int, dim: int) -> OpenBasis:
     gains = np.frombuffer(maps["gains"], "<f4") if "gains" in maps else np.ones(rank, dtype=np.float32)
     if (len(maps["basis"]), len(deviations), len(gains)) != (2 * rank * dim, rank, rank):
         raise Corrupt(f"the basis of an index is not one of rank {rank} and dim {dim}; build it again")
-    return OpenBasis(Directions.mapped(maps["basis"], rank, dim), deviations, gains)
+    weights = deviations * (gains / np.float32(dim))
+    return OpenBasis(Directions.mapped(maps["basis"], rank, dim), deviations, gains, weights)
 
 
 def copy_basis(draft: Draft, maps: dict[str, memoryview]) -> None:
@@ -152,16 +160,28 @@ def copy_basis(draft: Draft, maps: dict[str, memoryview]) -> None:
 
 
 def _from_moments(source: Source, views: Float16Rows, rank: int) -> tuple[Float32, Iterator[Float32]]:
-    dim = source.dim
-    moments = np.zeros((dim, dim), dtype=np.float32)
-    step = batch_rows(dim)
-    for start in range(0, len(views), step):
-        source.check()
-        wide = np.stack(views[start : start + step]).astype(np.float32)
-        moments += wide.T @ wide
-    moments /= max(len(views), 1)
-    values, vectors = top_eigenpairs(moments, rank)
+    dim, row_count = source.dim, len(views)
+
+    def batches() -> Iterator[Float32]:
+        wide = np.empty((min(row_count, batch_rows(dim)), dim), dtype=np.float32)  # for all: fresh memory costs time
+        for start in range(0, row_count, len(wide)):
+            source.check()
+            some = views[start : start + len(wide)]
+            yield _widened(some, wide[: len(some)])
+
+    if not row_count:
+        return np.empty(0, dtype=np.float32), (np.empty((0, stop - start), np.float32) for start, stop in spans(dim))
+    width = min(rank + EXTRA, row_count, dim)
+    spread = views[:: max(1, row_count // max(1, FIRST_ROWS * width))]
+    first = _widened(spread, np.empty((len(spread), dim), dtype=np.float32))
+    values, vectors = top_moments(first, batches(), row_count, rank)
     return values, (vectors[start:stop].T for start, stop in spans(dim))
+
+
+def _widened(views: Float16Rows, wide: Float32) -> Float32:
+    for row, view in zip(wide, views, strict=True):
+        widen(view, row)
+    return wide
 
 
 def _from_pairs(source: Source, views: Float16Rows, rank: int) -> tuple[Float32, Iterator[Float32]]:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from covector_server.index.contract import Candidates, Float32, Search
-from covector_server.index.extremes import Extremes
 from covector_server.kernels import nibbles
 from covector_server.kernels.codes import FEW, code_products
+from covector_server.kernels.extremes import Extremes
 
 Codes = npt.NDArray[np.int8]
 Stored = npt.NDArray[Any]  # int8[rows, rank], or uint8[rows, bytes] of packed codes
@@ -76,7 +76,7 @@ def scan(codes: Stored, factors: Float32, queries: Float32, search: Search, codi
     """The candidates of queries float32[m, rank], weighted, among rows with these codes."""
     row_count, row_bytes = codes.shape
     step = _step_rows(row_bytes, len(queries))
-    extremes = Extremes(len(queries), search.count)
+    extremes = Extremes(len(queries), min(search.count, row_count))
     seen_count = 0
     for start in range(0, row_count, step):
         search.check()
@@ -84,12 +84,9 @@ def scan(codes: Stored, factors: Float32, queries: Float32, search: Search, codi
         chosen = search.rows.chosen(start, stop)
         if chosen is not None and not chosen.any():
             continue
-        scores = coding.products(codes[start:stop], queries)
-        scores *= (factors[start:stop] * search.rows.factors(start, stop)).astype(np.float32)
-        if chosen is not None:
-            scores[:, ~chosen] = np.nan
+        products = coding.products(codes[start:stop], queries)
+        extremes.offer(start, products, factors[start:stop], search.rows.factors(start, stop), chosen)
         seen_count += stop - start if chosen is None else int(np.count_nonzero(chosen))
-        extremes.offer(start, scores)
     return Candidates(extremes.top(), extremes.bottom(), seen_count)
 
 

@@ -177,7 +177,7 @@ class Source(Protocol):
         ...
 
     def views(self, positions: Positions) -> Sequence[npt.NDArray[np.float16]]:
-        """Rows at some positions, float16[dim] each, as views of mapped files."""
+        """Rows at some positions, which ascend, float16[dim] each, as views of mapped files."""
         ...
 
 

@@ -16,13 +16,14 @@ from covector.attribution.preconditioner import Identity
 from covector.attribution.scoring import split_scale
 from covector_server.index.contract import Candidates, Float32, Index, Search, Source, candidate_count
 from covector_server.index.directions import Directions, Float16
-from covector_server.index.extremes import Extremes
+from covector_server.kernels.extremes import Extremes
 from covector_server.storage.view import Positions
 
 QUERIES_MAX, QUERIES_MIN = 64, 8
 QUERY_BYTES = 32 << 20
 DEPTH = 100  # of the exact answers
-OVERSAMPLINGS = (10, 20, 40)
+MISSING = 1 << 62
+OVERSAMPLINGS = (5, 7, 10, 20, 40)
 
 
 def held_out(source: Source, learnt_from: npt.NDArray[np.int64], seed: int) -> Positions:
@@ -88,40 +89,66 @@ class Judge:
         """Recall by oversampling."""
         if self.directions is None:
             return dict.fromkeys(OVERSAMPLINGS, Recall(1.0, 1.0, 1.0))
-        found = self._ask(index, candidate_count(max(OVERSAMPLINGS), DEPTH))
-        return {oversampling: self._recall(found, found, oversampling) for oversampling in OVERSAMPLINGS}
+        found = _Places.of(self._known(), self._ask(index, candidate_count(max(OVERSAMPLINGS), DEPTH)))
+        return {oversampling: _recall(found, found, oversampling) for oversampling in OVERSAMPLINGS}
 
     def recall(self, index: Index, oversampling: int) -> Recall:
         """Recall of an index that looks at more rows where it is asked for more candidates: each k is asked by itself,
         as queries do."""
         if self.directions is None:
             return Recall(1.0, 1.0, 1.0)
-        found_10, found_100 = (self._ask(index, candidate_count(oversampling, k)) for k in (10, 100))
-        return self._recall(found_10, found_100, oversampling)
+        found = [self._ask(index, candidate_count(oversampling, k)) for k in (10, 100)]
+        found_10, found_100 = (_Places.of(self._known(), one) for one in found)
+        return _recall(found_10, found_100, oversampling)
 
     def _ask(self, index: Index, count: int) -> Candidates:
         """Candidates beside the row that asks."""
         count = min(count, self.source.row_count) + 1
         return index.candidates(Search(self._vectors, count, self.source.rows, lambda: None))
 
-    def _recall(self, found_10: Candidates, found_100: Candidates, oversampling: int) -> Recall:
+    def _known(self) -> tuple[list[Positions], list[Positions]]:
         self._truth = self._truth or (self._extremes.top(), self._extremes.bottom())
-        top, bottom = self._truth
-        return Recall(
-            share_found(top, found_10.top, 10, oversampling),
-            share_found(top, found_100.top, 100, oversampling),
-            share_found(bottom, found_10.bottom, 10, oversampling),
-        )
+        return self._truth
 
 
-def share_found(truth: Sequence[Positions], found: Sequence[Positions], k: int, oversampling: int) -> float:
-    """The share of the first ``k`` of each true list that is among the candidates for k, beside the row that
-    asks."""
-    wanted_count = sum(len(true[:k]) for true in truth)
-    hit_count = sum(
-        int(np.isin(true[:k], candidates[: candidate_count(oversampling, k) + 1]).sum())
-        for true, candidates in zip(truth, found, strict=True)
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the exact answers are among the candidates, for each query: a large number for one that is not there."""
+
+    top: list[Positions]
+    bottom: list[Positions]
+
+    @staticmethod
+    def of(truth: tuple[list[Positions], list[Positions]], found: Candidates) -> _Places:
+        ends = zip(truth, (found.top, found.bottom), strict=True)
+        return _Places(*([places_of(*one) for one in zip(true, drawn, strict=True)] for true, drawn in ends))
+
+
+def _recall(found_10: _Places, found_100: _Places, oversampling: int) -> Recall:
+    return Recall(
+        share_found(found_10.top, 10, oversampling),
+        share_found(found_100.top, 100, oversampling),
+        share_found(found_10.bottom, 10, oversampling),
     )
+
+
+def places_of(truth: Positions, candidates: Positions) -> Positions:
+    """Where each of some positions is among the candidates; ``MISSING`` for one that is not there."""
+    order = np.argsort(candidates)
+    places = np.full(len(truth), MISSING)
+    if len(order):
+        at = order[np.minimum(np.searchsorted(candidates, truth, sorter=order), len(order) - 1)]
+        there = candidates[at] == truth
+        places[there] = at[there]
+    return places
+
+
+def share_found(places: Sequence[Positions], k: int, oversampling: int) -> float:
+    """The share of the first ``k`` of each exact answer that is among the candidates for k, beside the row that
+    asks."""
+    wanted_count = sum(len(one[:k]) for one in places)
+    limit = candidate_count(oversampling, k) + 1
+    hit_count = sum(int(np.count_nonzero(one[:k] < limit)) for one in places)
     return hit_count / wanted_count if wanted_count else 1.0
 
 

@@ -33,6 +33,7 @@ from covector_server.index.part_files import (
 from covector_server.index.parts import Library, PartedIndex, Setting
 from covector_server.index.source import memory_bytes
 from covector_server.index.subspace import wanted_of
+from covector_server.metadata.records import OVERSAMPLING_USUAL
 from covector_server.storage.index_files import Draft, IndexFiles, map_draft
 
 RANK, RANK_MIN, RANK_MAX, DIM_SHARE = 256, 32, 1024, 16
@@ -144,8 +145,8 @@ class Parted:
         efforts = self._library.efforts
         best = None
         for oversampling, effort in [
-            *((OVERSAMPLINGS[0], effort) for effort in efforts),
-            *((oversampling, efforts[-1]) for oversampling in OVERSAMPLINGS[1:]),
+            *((OVERSAMPLING_USUAL, effort) for effort in efforts),
+            *((oversampling, efforts[-1]) for oversampling in OVERSAMPLINGS if oversampling > OVERSAMPLING_USUAL),
         ]:
             judge.source.check()
             trial = _Trial(setting, effort, oversampling, judge.recall(replace(index, effort=effort), oversampling))

@@ -42,9 +42,10 @@ class CheckpointRows:
         at unit RMS: good enough to choose candidates by."""
         columns = self._view.columns(start, stop)
         facts = RowFacts(np.full(stop - start, self._norm), columns.scales, columns.trak_q, columns.row_ids)
-        live = live_mask(self._view.dead, start, stop)
-        if live.all():
+        low, high = np.searchsorted(self._view.dead, (start, stop)) if len(self._view.dead) else (0, 0)
+        if low == high:
             return self._scorer.row_factor(facts)
+        live = live_mask(self._view.dead, start, stop)
         factors = np.zeros(stop - start)
         factors[live] = self._scorer.row_factor(
             RowFacts(facts.norms[live], facts.scales[live], facts.trak_q[live], facts.row_ids[live])
@@ -52,7 +53,7 @@ class CheckpointRows:
         return factors
 
     def chosen(self, start: int, stop: int) -> Mask | None:
-        low, high = np.searchsorted(self._view.dead, (start, stop))
+        low, high = np.searchsorted(self._view.dead, (start, stop)) if len(self._view.dead) else (0, 0)
         if self._mask is None and low == high:
             return None
         if self._mask is None:
@@ -120,8 +121,15 @@ class CheckpointSource:
 
     def views(self, positions: Positions) -> list[npt.NDArray[np.float16]]:
         """See ``contract.Source``."""
-        self.check()
-        return [self._view.span(position, position + 1).rows[0] for position in positions.tolist()]
+        found: list[npt.NDArray[np.float16]] = []
+        while len(found) < len(positions):
+            self.check()
+            first = int(positions[len(found)])
+            stop = next(end for _, end in self._view.spans(first, self.row_count))
+            here = positions[len(found) : len(found) + int(np.searchsorted(positions[len(found) :], stop))]
+            rows = self._view.span(first, stop).rows
+            found += [rows[place] for place in (here - first).tolist()]
+        return found
 
     def _columns(self, start: int) -> Columns:
         return self._view.columns(start, min(start + COLUMN_ROWS, self.row_count))

@@ -14,6 +14,7 @@ Files: ``basis``, ``deviations`` and ``gains`` (``basis``), ``codes`` (``codes.C
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from covector_server.index.contract import Built, Candidates, Changes, Check, Fl
 from covector_server.index.directions import batch_rows, project, spans
 from covector_server.index.judge import OVERSAMPLINGS, Judge, Recall, choose_oversampling, held_out
 from covector_server.index.map_basis import rank_most
+from covector_server.metadata.records import OVERSAMPLING_USUAL
 from covector_server.storage.index_files import Draft, IndexFiles, map_draft
 from covector_server.storage.view import Positions
 
@@ -41,6 +43,8 @@ DISK_SHARE = 0.1  # of the rows' bytes, that the files of that rank may take
 MAP_RANK_MAX = 2048  # with a map
 MAP_DIM_SHARE = 5 / 16  # of dim, the same with a map
 MAP_RECALL = 0.98  # aimed at with a map, where none is asked for
+RECALL = 0.99  # without one, that candidates must reach so that no more are drawn
+OVERSAMPLING_MOST = 20  # where no recall is asked for
 ELEMENTS = {8: 2 / 3, 4: 0.3}  # that a code costs, as measured
 SEED = 0
 
@@ -66,7 +70,7 @@ class SubspaceIndex:
 
     def weighted(self, vectors: Float32) -> Float32:
         """See ``contract.Summable``: what codes are multiplied with, float32[m, rank]."""
-        return (self.basis.coordinates(vectors) * self.basis.deviations)[:, : self.rank]
+        return self.basis.weighted(vectors)[:, : self.rank]
 
     def products(self, weighted: Float32, start: int, stop: int) -> Float32:
         """See ``contract.Summable``."""
@@ -86,7 +90,15 @@ class _Trial:
     recalls: dict[int, Recall]
 
     def oversampling(self, wanted: float | None) -> int | None:
-        return OVERSAMPLINGS[0] if wanted is None else choose_oversampling(self.recalls, wanted)
+        """The least that reaches what is wanted. Without a wish, the usual is never exceeded."""
+        if wanted is None:
+            enough = choose_oversampling(self.recalls, RECALL)
+            return min(enough or OVERSAMPLING_MOST, OVERSAMPLING_MOST)
+        return choose_oversampling(self.recalls, wanted)
+
+    def is_enough(self, wanted: float) -> bool:
+        """Whether the usual oversampling reaches what is wanted."""
+        return (self.oversampling(wanted) or math.inf) <= OVERSAMPLING_USUAL
 
 
 class Subspace:
@@ -208,14 +220,14 @@ def _write(source: Source, sample: Positions, rank: int, judge: Judge, draft: Dr
 
 def _narrowest(judge: Judge, index: SubspaceIndex, trial: _Trial, wanted: float) -> _Trial:
     """The smallest of the ranks that are tried which does as well, with the oversampling that was enough."""
-    if trial.oversampling(wanted) != OVERSAMPLINGS[0]:
+    if not trial.is_enough(wanted):
         return trial
     ranks = _narrower(index)
     found = {trial.rank: trial}
 
     def is_enough(rank: int) -> bool:
         found[rank] = _Trial(rank, judge.recalls(index.cut(rank)))
-        return found[rank].oversampling(wanted) == OVERSAMPLINGS[0]
+        return found[rank].is_enough(wanted)
 
     place = bisect_left(ranks, True, key=is_enough)  # a rank does no better than a larger one, or hardly
     return found[ranks[place]] if place < len(ranks) else trial

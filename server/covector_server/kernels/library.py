@@ -16,6 +16,7 @@ PATH: Final = Path(__file__).with_name("libcovector.so")
 VERSION: Final = 7
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
+_float = ctypes.c_float
 _u32, _i32, _i64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_int64
 _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_check_rows": (_i32, (_pointer, _size, _size, _pointer, _pointer)),
@@ -29,15 +30,20 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_slots_find": (_size, (_pointer, _pointer, _size, _pointer, _size, _pointer, _pointer, _size)),
     "covector_crc_shift": (None, (_size, _pointer)),
     "covector_crc_join": (_u32, (_u32, _pointer, _size, _pointer)),
-    "covector_code_products": (None, (_pointer, _size, _size, _size, _pointer, _pointer)),
+    "covector_code_products": (None, (_pointer, _size, _size, _size, _pointer, _float, _pointer)),
+    "covector_round_vector": (_float, (_pointer, _size, _pointer)),
     "covector_nibble_products": (None, (_pointer, _size, _size, _size, _pointer, _pointer, _pointer)),
     "covector_scan_paths": (_i32, ()),
     "covector_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),
     "covector_exact_products": (_i32, (_i32, _pointer, _pointer, _size, _size, _pointer, _pointer)),
+    "covector_symmetric_product": (None, (_pointer, _size, _pointer, _pointer)),
+    "covector_widen": (None, (_pointer, _size, _pointer)),
     "covector_offer": (_i64, (_pointer, _pointer)),
     "covector_scan_strip": (None, (_pointer, _pointer, _pointer, _pointer)),
     "covector_settle": (None, (_pointer, _size)),
     "covector_accumulate": (None, (_pointer, _pointer, _size, _pointer, _pointer)),
+    "covector_offer_ends": (None, (_pointer, _pointer)),
+    "covector_sort_ends": (None, (_pointer, _size)),
     "covector_resident": (_i32, (_pointer, _size, _size)),
     "covector_watch": (_i64, (_pointer, _size)),
     "covector_unwatch": (None, (_i64,)),

@@ -13,6 +13,7 @@ from typing import Any, Self
 from covector.types import GradientKind
 
 FORMAT_VERSION = 2
+OVERSAMPLING_USUAL = 10
 
 
 class Record:
@@ -156,9 +157,9 @@ class IndexRecord(Record):
 
     ``parts``: one a checkpoint, fields of ``IndexPart``; ``fit``: of the map A whose rows it holds, empty for none.
     ``scorers``: what it answers; ``scorer``: what its recall was measured for. ``oversampling``: candidates a hit, of
-    ten that are asked for. ``query_elements``: about how many numbers a query reads, what a plan's cost is made of.
-    ``recall``: as measured on rows of the collection; ``warning``: what was asked for and not reached. ``files``: sizes
-    by name; ``checksum``: CRC-32C of its manifest.
+    ten that are asked for by that scorer. ``query_elements``: about how many numbers a query reads, what a plan's cost
+    is made of. ``recall``: as measured on rows of the collection; ``warning``: what was asked for and not reached.
+    ``files``: sizes by name; ``checksum``: CRC-32C of its manifest.
     """
 
     id: str
@@ -168,7 +169,7 @@ class IndexRecord(Record):
     fit: str = ""
     scorers: list[str] = field(default_factory=list)
     scorer: str = "dot"
-    oversampling: int = 10
+    oversampling: int = OVERSAMPLING_USUAL
     query_elements: int = 0
     recall: dict[str, float] = field(default_factory=dict)
     recall_asked: float | None = None
@@ -187,6 +188,12 @@ class IndexRecord(Record):
     def size_bytes(self) -> int:
         """Bytes of its files."""
         return sum(self.files.values())
+
+    def oversampling_of(self, scorer: str) -> int:
+        """Candidates a hit: as measured, and for a scorer that nothing was measured for, no fewer than is usual."""
+        if self.fit or scorer == self.scorer:
+            return self.oversampling
+        return max(self.oversampling, OVERSAMPLING_USUAL)
 
     def replaces(self, other: IndexRecord) -> bool:
         """Whether it is for the same checkpoints, fit and scorers as another of its kind, and takes its place."""

@@ -24,11 +24,11 @@ from covector_server.query.cancellation import Cancelled, check_cancelled
 from covector_server.query.choosing import positioned
 from covector_server.query.planner import Plan
 from covector_server.query.question import End, Ends
+from covector_server.query.rerank import best_of, union_of
 from covector_server.query.scan import Mask
-from covector_server.query.topk import Ranking
 from covector_server.storage.view import NO_KEY, CollectionView, PositionedCheckpoint, Positions
 
-RESCORE_ELEMENTS = 4 << 20  # of candidates scored at once
+STRIP_ROWS = 1 << 12  # of candidates looked at between two questions whether to go on
 
 # Scans and re-scores what a plan sees of the rows in a mask: the ends of each result, the stages, whether all keys
 # could be read.
@@ -67,10 +67,11 @@ class IndexSearch:
         (term,) = self.plan.terms
         checkpoint = positioned(term)
         rows = CheckpointRows(checkpoint, term.scorer, self.plan.dim, self.mask)
-        search = Search(term.narrow, candidate_count(self.record.oversampling, self.k), rows, self._check)
+        count = candidate_count(self.record.oversampling_of(term.scorer.name), self.k)
+        search = Search(term.narrow, count, rows, self._check)
         found = index.candidates(search)
         drawn_s = time.perf_counter()
-        drawn = [np.union1d(top, bottom) for top, bottom in zip(found.top, found.bottom, strict=True)]
+        drawn = [union_of(top, bottom) for top, bottom in zip(found.top, found.bottom, strict=True)]
         ends = tuple(self._ends(checkpoint, positions, group) for group, positions in enumerate(drawn))
         count = sum(map(len, drawn))
         candidates = Stage("candidates", found.seen_count, count, drawn_s - started)
@@ -79,26 +80,17 @@ class IndexSearch:
     def _ends(self, checkpoint: PositionedCheckpoint, positions: Positions, group: int) -> Ends:
         """The best of some candidates of one result, by exact scores."""
         (term,) = self.plan.terms
-        rankings = {turn: Ranking(self.k, self._keys_of) for turn in (1.0, -1.0)}
-        for source in checkpoint.strips_at(positions, max(1, RESCORE_ELEMENTS // self.plan.dim)):
+        strips = []
+        for source in checkpoint.strips_at(positions, STRIP_ROWS):
             self._check()
-            strip = source.load()
-            scores = term.exact(strip, slice(group, group + 1))[0]
-            for turn, ranking in rankings.items():
-                ranking.add(turn * scores, strip.row_ids)
-        return Ends(end_of(rankings[1.0], 1.0), end_of(rankings[-1.0], -1.0))
+            strips.append(source.load())
+        return best_of(term, group, strips, self.k, self._keys_of)
 
     def _keys_of(self, row_ids: Positions) -> list[bytes]:
         return self.view.keys_of(row_ids)
 
     def _check(self) -> None:
         check_cancelled(self.cancelled)
-
-
-def end_of(ranking: Ranking, turn: float) -> End:
-    """The end that a ranking found; ``turn``: -1 where it was given scores with their sign turned."""
-    row_ids, keys, scores = ranking.best()
-    return End(row_ids, keys, turn * scores + 0.0)  # no score leaves as -0.0
 
 
 def merged_ends(one: tuple[Ends, ...], other: tuple[Ends, ...], k: int) -> tuple[Ends, ...]:

@@ -122,7 +122,8 @@ def index_cost(record: IndexRecord, checkpoint: PositionedCheckpoint, plan: Plan
     """Elements that a query reads with an index."""
     (part,) = record.covered
     fresh = (checkpoint.position_count - part.row_count) * plan.dim
-    apart = 2 * candidate_count(record.oversampling, k) * plan.group_count * plan.dim * APART
+    oversampling = record.oversampling_of(plan.terms[0].scorer.name)
+    apart = 2 * candidate_count(oversampling, k) * plan.group_count * plan.dim * APART
     return FIXED_ELEMENTS + (record.query_elements + fresh) * _vectors_cost(plan) + apart
 
 

@@ -20,15 +20,15 @@ import numpy.typing as npt
 from covector.errors import Corrupt
 from covector.types import Stage
 from covector_server.index.contract import Candidates, Float32, Summable, candidate_count
-from covector_server.index.extremes import Extremes
 from covector_server.index.source import CheckpointRows
-from covector_server.metadata.records import IndexRecord
+from covector_server.kernels.extremes import Extremes
+from covector_server.metadata.records import OVERSAMPLING_USUAL, IndexRecord
 from covector_server.query.cancellation import Cancelled, check_cancelled
-from covector_server.query.candidates import ExactSearch, end_of, hit_count, joined, merged_ends
+from covector_server.query.candidates import ExactSearch, hit_count, joined, merged_ends
 from covector_server.query.planner import Plan, Term
 from covector_server.query.question import Ends
+from covector_server.query.rerank import ends_of, union_of
 from covector_server.query.scan import Mask, Scan, exact_scores
-from covector_server.query.topk import Ranking
 from covector_server.storage.strips import live_mask
 from covector_server.storage.view import CollectionView, PositionedCheckpoint, RowIds
 
@@ -56,7 +56,7 @@ class SummedSearch:
         newer = self._newer()
         found = self._candidates(indexes, self._eligible(newer))
         drawn_s = time.perf_counter()
-        drawn = [np.union1d(top, bottom) for top, bottom in zip(found.top, found.bottom, strict=True)]
+        drawn = [union_of(top, bottom) for top, bottom in zip(found.top, found.bottom, strict=True)]
         known = self._ends(drawn)
         count = sum(map(len, drawn))
         candidates = Stage("candidates", found.seen_count, count, drawn_s - started)
@@ -93,13 +93,14 @@ class SummedSearch:
 
     def _candidates(self, indexes: Sequence[Summable], eligible: Mask) -> Candidates:
         """Row ids of both ends of the sums, for each group."""
-        count = candidate_count(max(record.oversampling for record in self.records), self.k)
+        most = max(record.oversampling for record in self.records)
+        count = candidate_count(max(most, OVERSAMPLING_USUAL), self.k)  # nothing was measured for the sum
         top: list[RowIds] = []
         bottom: list[RowIds] = []
         step = max(1, SUM_BYTES // (4 * max(1, len(eligible))))
         for first in range(0, self.plan.group_count, step):
             groups = slice(first, min(first + step, self.plan.group_count))
-            extremes = Extremes(groups.stop - groups.start, count)
+            extremes = Extremes(groups.stop - groups.start, min(count, len(eligible)))
             sums = self._sums(indexes, groups)
             sums[:, ~eligible] = np.nan
             for start in range(0, len(eligible), STEP_ROWS):
@@ -135,10 +136,7 @@ class SummedSearch:
         wanted = [(slice(group, group + 1), row_ids) for group, row_ids in enumerate(drawn)]
         ends = []
         for row_ids, scores in zip(drawn, exact_scores(scan, wanted), strict=True):
-            rankings = {turn: Ranking(self.k, self._keys_of) for turn in (1.0, -1.0)}
-            for turn, ranking in rankings.items():
-                ranking.add(turn * scores[0], row_ids)
-            ends.append(Ends(end_of(rankings[1.0], 1.0), end_of(rankings[-1.0], -1.0)))
+            ends.append(ends_of(row_ids, scores[0], self.k, self._keys_of))
         return tuple(ends)
 
 

@@ -187,9 +187,8 @@ class StoredCheckpointView:
 
     def strips_at(self, positions: Positions, rows_max: int) -> Iterator[StripSource]:
         """The live rows at some positions, which ascend; see ``view.PositionedCheckpoint``."""
-        shard_of = positions // self.record.shard_rows
-        for shard in np.unique(shard_of):
-            here = positions[shard_of == shard]
+        cuts = np.flatnonzero(np.diff(positions // self.record.shard_rows)) + 1
+        for here in np.split(positions, cuts) if len(positions) else ():
             for first in range(0, len(here), rows_max):
                 some = here[first : first + rows_max]
                 yield StoredStrip(self, int(some[0]), int(some[-1]) + 1, positions=some)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from covector.errors import Conflict, Corrupt, LimitExceeded
@@ -18,6 +19,7 @@ from covector_server.storage.fit_files import fit_key
 
 INDEXES = "indexes"
 REMEDY = "build the index again"
+DECODED = 1024  # records that are kept as values
 
 __all__ = ["INDEXES", "MANIFEST", "Check", "Draft", "DraftFile", "IndexFiles", "Moved", "map_draft"]
 
@@ -26,7 +28,13 @@ __all__ = ["INDEXES", "MANIFEST", "Check", "Draft", "DraftFile", "IndexFiles", "
 
 def listed(reader: Reader, collection_id: int) -> list[IndexRecord]:
     """The indexes of a collection. Raises Corrupt for a damaged entry."""
-    return [IndexRecord.decode(value) for _, value in reader.scan("indexes", number(collection_id))]
+    return [_decoded(value) for _, value in reader.scan("indexes", number(collection_id))]
+
+
+@lru_cache(maxsize=DECODED)
+def _decoded(value: bytes) -> IndexRecord:
+    """The record in a value: every query asks for the same ones."""
+    return IndexRecord.decode(value)
 
 
 def put_index(writer: Writer, collection_id: int, record: IndexRecord) -> None:

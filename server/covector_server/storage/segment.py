@@ -79,8 +79,9 @@ class MappedShard:
         bad: list[BadRows] = []
         known = self._verified[low : max(high, low)]
         if wanted is not None and not known.all():
-            known = known.copy()
-            known[np.setdiff1d(np.arange(len(known)), wanted - low)] = True
+            others = np.ones(len(known) + 1, dtype=bool)
+            others[np.minimum(wanted - low, len(known))] = False  # the last stands for chunks without a checksum
+            known = known | others[:-1]
         for first, stop in _runs_of_false(known):
             found = self._matching(low + first, low + stop)
             self._verified[low + first : low + stop] = found

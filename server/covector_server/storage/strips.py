@@ -75,13 +75,8 @@ class StoredStrip:
 
     def _read(self) -> tuple[Strip, tuple[BadRows, ...]]:
         checkpoint, start, stop = self.checkpoint, self.start, self.stop
-        chosen = self._chosen()
         span = checkpoint.arrays["gradients"].span(start, stop, checkpoint.position_count, self.positions)
-        if span.bad:
-            chosen = np.ones(stop - start, dtype=bool) if chosen is None else chosen
-            for bad in span.bad:
-                chosen[max(bad.start - start, 0) : bad.stop - start] = False
-        places = slice(None) if chosen is None else np.flatnonzero(chosen)
+        places = self._places(span.bad)
         strip = Strip(
             rows=ChunkedRows(
                 span.chunks,
@@ -92,6 +87,18 @@ class StoredStrip:
             trak_q=checkpoint.column("trak_q", start, stop)[places],
         )
         return strip, span.bad
+
+    def _places(self, bad: tuple[BadRows, ...]) -> slice | Positions:
+        """Which of the positions count, from the first on, and are not bad."""
+        if self.positions is not None and not bad:
+            return self.positions - self.start
+        chosen = self._chosen()
+        if chosen is None and not bad:
+            return slice(None)
+        sound = np.ones(self.stop - self.start, dtype=bool) if chosen is None else chosen
+        for one in bad:
+            sound[max(one.start - self.start, 0) : one.stop - self.start] = False
+        return np.flatnonzero(sound)
 
     def _chosen(self) -> npt.NDArray[np.bool_] | None:
         """Which positions count; None for all."""

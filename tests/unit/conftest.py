@@ -1,0 +1,25 @@
+"""The compiled library as other processors would run it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from covector_server.kernels import library
+
+
+@pytest.fixture(scope="session")
+def other_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL]:
+    """For processors without the instructions, ``plain``, or without the wide ones, ``narrow``."""
+    sources, found = Path(__file__).resolve().parents[2] / "native", {}
+    for name in ("plain", "narrow"):
+        built = tmp_path_factory.mktemp(name) / f"{name}.so"
+        command = ["cc", "-std=c11", "-O1", "-fPIC", "-shared", f"-DCOVECTOR_{name.upper()}", "-pthread"]
+        subprocess.run([*command, *map(str, sorted(sources.glob("*.c"))), "-o", str(built), "-lm"], check=True)
+        loaded = library.load(built)
+        assert loaded is not None
+        found[name] = loaded
+    return found
