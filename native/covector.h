@@ -11,7 +11,7 @@
 #endif
 
 #define COVECTOR_API __attribute__((visibility("default")))
-#define COVECTOR_VERSION 7
+#define COVECTOR_VERSION 8
 
 COVECTOR_API int32_t covector_version(void);
 

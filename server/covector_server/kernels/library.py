@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 PATH: Final = Path(__file__).with_name("libcovector.so")
-VERSION: Final = 7
+VERSION: Final = 8
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 _float = ctypes.c_float
