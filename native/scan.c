@@ -14,7 +14,7 @@
 #define TILE_VECTORS 4
 #define STREAM_DIM 256     /* of rows that are worth a stream, at the least */
 #define STREAM_FLOATS 4096 /* of the vectors, at the most: half of a small first cache */
-#define LONG_DIM 2048     /* of rows that are worth prefetching, against one vector */
+#define LONG_DIM 2048     /* of rows that are worth prefetching, against one vector, and widening again for others */
 #define LINE_BYTES 64
 #define AHEAD_BYTES 256    /* of prefetching; with other distances, or fewer steps at once, it costs more than it gives */
 #define PANEL_ROWS 48
@@ -137,19 +137,20 @@ static inline TARGET float sum_eight(__m256 a)
 #include "scan_tiles.h"
 #endif
 
-/* direct_vectors: at most, for which rows are widened in registers, anew for each four vectors. */
+/* direct_vectors: at most, for which rows are widened in registers, anew for each four vectors; long_vectors: the same
+   for rows of LONG_DIM and more. */
 struct paths {
-    size_t block_dim, direct_vectors;
+    size_t block_dim, direct_vectors, long_vectors;
     void (*direct)(const struct scan *scan);
     void (*wide)(const struct scan *scan, float *wide);
     void (*exact)(const struct exact_scan *scan);
 };
 
 static const struct paths all_paths[] = {
-    {BLOCK_STEPS * 4, TILE_VECTORS, direct_plain, wide_plain, exact_plain},
+    {BLOCK_STEPS * 4, TILE_VECTORS, TILE_VECTORS, direct_plain, wide_plain, exact_plain},
 #ifdef COVECTOR_X86
-    {BLOCK_STEPS * 8, TILE_VECTORS, direct_avx2, wide_avx2, exact_avx2},
-    {BLOCK_STEPS * 16, 3 * TILE_VECTORS, direct_avx512, wide_avx512, exact_avx512},
+    {BLOCK_STEPS * 8, TILE_VECTORS, TILE_VECTORS, direct_avx2, wide_avx2, exact_avx2},
+    {BLOCK_STEPS * 16, 3 * TILE_VECTORS, 6 * TILE_VECTORS, direct_avx512, wide_avx512, exact_avx512},
 #endif
 };
 
@@ -172,7 +173,7 @@ COVECTOR_API int32_t covector_products(int32_t path, const struct covector_rows 
                         rows->stride_bytes, rows->first, rows->row_count, rows->dim, vector_count, vector_stride};
     if (!scan.row_count)
         return 1;
-    if (vector_count <= chosen->direct_vectors) {
+    if (vector_count <= (scan.dim < LONG_DIM ? chosen->direct_vectors : chosen->long_vectors)) {
         chosen->direct(&scan);
         return 1;
     }

@@ -22,7 +22,7 @@ from covector_server.kernels.scan import (
 )
 
 DIMS = [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 100, 511, 512, 513, 1000, 1024, 2047, 2048, 2049, 4100]
-COUNTS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 64]
+COUNTS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 24, 25, 64]
 PATHS = [None, *range(path_count())]
 
 
