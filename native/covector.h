@@ -11,7 +11,7 @@
 #endif
 
 #define COVECTOR_API __attribute__((visibility("default")))
-#define COVECTOR_VERSION 8
+#define COVECTOR_VERSION 9
 
 COVECTOR_API int32_t covector_version(void);
 
@@ -126,6 +126,9 @@ COVECTOR_API int32_t covector_resident(const uint8_t *at, size_t size_bytes, siz
    be called under the interpreter's lock. */
 COVECTOR_API int64_t covector_watch(const uint8_t *at, size_t size_bytes);
 COVECTOR_API void covector_unwatch(int64_t place);
+
+/* Whether pages of a map, which begins at at, have become zeros; between which of its bytes they lie. */
+COVECTOR_API int32_t covector_lost_part(const uint8_t *at, size_t *first, size_t *stop);
 
 /* How many pages have become zeros since the process began. */
 COVECTOR_API uint64_t covector_lost_pages(void);

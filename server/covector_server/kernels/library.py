@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 PATH: Final = Path(__file__).with_name("libcovector.so")
-VERSION: Final = 8
+VERSION: Final = 9
 
 _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
 _float = ctypes.c_float
@@ -47,6 +47,7 @@ _TYPES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "covector_resident": (_i32, (_pointer, _size, _size)),
     "covector_watch": (_i64, (_pointer, _size)),
     "covector_unwatch": (None, (_i64,)),
+    "covector_lost_part": (_i32, (_pointer, _pointer, _pointer)),
     "covector_lost_pages": (ctypes.c_uint64, ()),
 }
 _log = logging.getLogger(__name__)

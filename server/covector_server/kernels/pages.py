@@ -8,6 +8,8 @@ Without the compiled library nothing is watched.
 
 from __future__ import annotations
 
+import ctypes
+
 from covector.errors import Unavailable
 from covector_server.kernels.library import BRIEF, LIBRARY
 
@@ -27,6 +29,15 @@ def unwatch(place: int) -> None:
     """Call it before the map is taken away."""
     if BRIEF is not None:
         BRIEF.covector_unwatch(place)
+
+
+def lost_part(address: int) -> tuple[int, int]:
+    """Between which bytes of the watched map at this address all its lost pages lie, the second excluded; (0, 0) if
+    none was lost."""
+    first, stop = ctypes.c_size_t(), ctypes.c_size_t()
+    if BRIEF is None or not BRIEF.covector_lost_part(address, ctypes.addressof(first), ctypes.addressof(stop)):
+        return 0, 0
+    return first.value, stop.value
 
 
 class Losses:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from covector_server.kernels.pages import lost_part
 from covector_server.kernels.rows import checksums_of
 from covector_server.storage.contract import BadRows, Places, Rows, Span
 from covector_server.storage.damage import check_shortage
@@ -35,17 +36,21 @@ class MappedShard:
                 check_shortage(error, path)
             stop = self._first_row + layout.shard_rows
             raise BadRows(f"the shard is missing or cut short ({error})", path, self._first_row, stop) from error
+        self._address = np.frombuffer(self._bytes, np.uint8).ctypes.data
         self._verified = verified
 
     def rows(self, start: int, stop: int, complete_chunks: int) -> Rows:
         """Rows [start, stop), which must lie in one chunk, as a view of the file.
 
         complete_chunks: how many chunks of the shard are committed whole, and so have a checksum. Raises BadRows if
-        theirs does not match.
+        theirs does not match, or a page of a chunk without one was lost.
         """
         layout = self._layout
         chunk, row_in_chunk = divmod(start, layout.chunk_rows)
-        if chunk < complete_chunks and not self._verified[chunk]:
+        if chunk >= complete_chunks:
+            for bad in self._lost(start, stop):
+                raise bad
+        elif not self._verified[chunk]:
             for bad in self._verify(chunk, chunk + 1):
                 raise bad
         offset_bytes = chunk * self._stride_bytes + row_in_chunk * self._row_bytes
@@ -53,8 +58,8 @@ class MappedShard:
         return np.ndarray(shape, self._dtype, self._bytes, offset_bytes)
 
     def span(self, start: int, stop: int, complete_chunks: int, wanted: Places | None = None) -> Span:
-        """Rows [start, stop) where they lie, and the chunks among them that do not match their checksum; of the chunks
-        ``wanted``, if some are named."""
+        """Rows [start, stop) where they lie, and the chunks among them that do not match their checksum, or lost a page
+        before they had one; of the chunks ``wanted``, if some are named."""
         layout = self._layout
         low, high = start // layout.chunk_rows, -(-stop // layout.chunk_rows)
         chunks: Rows = np.ndarray(
@@ -65,6 +70,8 @@ class MappedShard:
             (self._stride_bytes, self._row_bytes, *(self._dtype.itemsize,) * len(layout.item_shape)),
         )
         bad = self._verify(low, min(high, complete_chunks), wanted)
+        if stop > complete_chunks * layout.chunk_rows:
+            bad += self._lost(max(start, complete_chunks * layout.chunk_rows), stop)
         return Span(chunks, start - low * layout.chunk_rows, bad)
 
     def prefetch(self, start: int, stop: int) -> bool:
@@ -87,6 +94,16 @@ class MappedShard:
             self._verified[low + first : low + stop] = found
             bad += [self._bad(low + first + place) for place in np.flatnonzero(~found).tolist()]
         return tuple(bad)
+
+    def _lost(self, start: int, stop: int) -> tuple[BadRows, ...]:
+        """Rows [start, stop), of the last chunk, which has no checksum yet, if they lie where pages were lost."""
+        layout = self._layout
+        first_byte, stop_byte = lost_part(self._address)
+        end_byte = layout.row_offset_bytes(stop - 1) + self._row_bytes
+        if stop_byte <= layout.row_offset_bytes(start) or first_byte >= end_byte:
+            return ()
+        reason = "part of the last chunk cannot be read"
+        return (BadRows(reason, self._path, self._first_row + start, self._first_row + stop),)
 
     def _matching(self, low: int, high: int) -> npt.NDArray[np.bool_]:
         layout, stride_bytes = self._layout, self._stride_bytes
