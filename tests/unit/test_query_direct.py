@@ -13,7 +13,7 @@ from covector.types import Key, Space
 from covector_server.kernels.topk import is_compiled
 from covector_server.query import direct, scan, topk
 from covector_server.query.cancellation import never
-from covector_server.query.direct import DirectOffer
+from covector_server.query.direct import DirectOffer, Offer
 from covector_server.query.engine import top_k
 from covector_server.query.question import Question
 from covector_server.query.workers import Workers
@@ -55,9 +55,9 @@ def both_ways(
     taken: list[int] = []
     score = DirectOffer.score
 
-    def counted(self: DirectOffer, strip: Strip) -> None:
+    def counted(self: DirectOffer, strip: Strip, offer: Offer) -> None:
         taken.append(len(strip.row_ids))
-        score(self, strip)
+        score(self, strip, offer)
 
     monkeypatch.setattr(DirectOffer, "score", counted)
     short = top_k(view, question, k, workers=workers)

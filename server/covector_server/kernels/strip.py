@@ -17,6 +17,7 @@ from covector_server.kernels.scan import ChunkedRows, Float32, RowsStruct, padde
 from covector_server.kernels.topk import Pools, RowIds
 
 VECTORS_MAX: Final = 4
+_Stretch = ctypes.c_int64 * 2  # kept: a type that is made for each call is a cycle for the garbage collector
 
 
 class _Question(ctypes.Structure):
@@ -75,7 +76,7 @@ class OpenStrip:
         then never will in this way, [first, stop) of rows that the caller offers itself before it calls again. Any
         thread may help; the interpreter's lock is released."""
         assert LIBRARY is not None
-        left = (ctypes.c_int64 * 2)()
+        left = _Stretch()
         LIBRARY.covector_scan_strip(
             ctypes.byref(question.described), ctypes.byref(self._described), ctypes.byref(pools.described), left
         )

@@ -27,24 +27,26 @@ PLACE_BITS: Final = 32  # of an origin: the number of a strip, then the place in
 RESCORED_MAX: Final = 1024  # rows at once, whose places are found one by one
 
 
-def direct_offer(scan: Scan, pools: Pools, offer: Callable[[Scored], None]) -> DirectOffer | None:
-    """The short way of a scan; None if it has to take the long one. ``offer`` takes scores to the pools in that way."""
+Offer = Callable[[Scored], None]  # takes scores to the pools the long way
+
+
+def direct_offer(scan: Scan, pools: Pools) -> DirectOffer | None:
+    """The short way of a scan; None if it has to take the long one."""
     plan = scan.plan
     fits = len(plan.terms) == 1 and not plan.reduce_max and plan.group_count <= VECTORS_MAX
     if not fits or not is_compiled() or plan.terms[0].scorer.row_factor not in (own_scale, scale_over_norm):
         return None
-    return DirectOffer(scan, pools, offer)
+    return DirectOffer(scan, pools)
 
 
 class DirectOffer:
     """Offers strips to pools from any thread, and several at a time."""
 
-    def __init__(self, scan: Scan, pools: Pools, offer: Callable[[Scored], None]) -> None:
+    def __init__(self, scan: Scan, pools: Pools) -> None:
         self.scanned_count = 0
         self._scan = scan
         (self._term,) = scan.plan.terms
         self._pools = pools
-        self._offer = offer
         over_norm = self._term.scorer.row_factor is scale_over_norm
         term = self._term
         self._question = StripQuestion(term.packed, term.coefficients, term.reaches, over_norm=over_norm)
@@ -52,20 +54,20 @@ class DirectOffer:
         self._open: deque[tuple[Strip, OpenStrip]] = deque(maxlen=STRIPS_OPEN)
         self._opening = threading.Lock()
 
-    def score(self, strip: Strip) -> None:
-        """Offers the rows of a strip."""
+    def score(self, strip: Strip, offer: Offer) -> None:
+        """Offers the rows of a strip; by ``offer`` those that cannot go the short way."""
         with self._opening:
             self.scanned_count += len(strip.row_ids)
             opened = OpenStrip(strip.rows, strip.scales, strip.row_ids, self._hold(strip))
             self._open.append((strip, opened))
-        self._finish(strip, opened)
+        self._finish(strip, opened, offer)
 
-    def help(self) -> None:
+    def help(self, offer: Offer) -> None:
         """Takes rows of strips that other threads are at."""
         with self._opening:
             others = [one for one in self._open if not one[1].is_taken()]
         for strip, opened in others:
-            self._finish(strip, opened)
+            self._finish(strip, opened, offer)
 
     def exact(self, groups: Sequence[slice], origins: Sequence[RowIds]) -> list[Float64] | None:
         """For each, scores float64[groups, n] of rows of these origins, by ``Term.exact``; None if some are not to be
@@ -96,9 +98,9 @@ class DirectOffer:
         self._held.append(strip)
         return (len(self._held) - 1) << PLACE_BITS
 
-    def _finish(self, strip: Strip, opened: OpenStrip) -> None:
+    def _finish(self, strip: Strip, opened: OpenStrip, offer: Offer) -> None:
         while True:
             first, stop = opened.score(self._question, self._pools)
             if first == stop:
                 return
-            self._offer(self._term.approximate(strip.pick(np.arange(first, stop))))
+            offer(self._term.approximate(strip.pick(np.arange(first, stop))))

@@ -67,7 +67,10 @@ class JointScan:
         self.batch = self._shares[0] if batch else None
         self.alone = self._shares[1:] if batch else self._shares
         plan = together([share.scan.plan for share in self._shares])
-        self._scan = replace(self._shares[0].scan, plan=plan, cancelled=lambda: not self._is_wanted())
+        shares = self._shares
+        self._scan = replace(
+            shares[0].scan, plan=plan, cancelled=lambda: not any(share.is_wanted() for share in shares)
+        )
 
     def run(self) -> None:
         """Scans. Raises what goes wrong for all, and Unavailable once nobody waits any more."""
@@ -82,9 +85,6 @@ class JointScan:
         """Finds what becomes of the questions of the batch; ``tell`` them then."""
         assert self.batch is not None
         self.batch.finish_batch(self._view, self.scan_s)
-
-    def _is_wanted(self) -> bool:
-        return any(share.is_wanted() for share in self._shares)
 
     def _offer(self, block: Scored) -> None:
         for share in self._shares:
@@ -101,7 +101,8 @@ class _Share:
         self.error: CovectorError | None = None
         self.found: list[Found] = []
         plan = together([member.plan for member in members])
-        self.scan = Scan(plan, None, view.row_id_count, lambda: not self.is_wanted(), workers=workers)
+        nobody_waits = lambda: not any(member.waiting.is_wanted for member in members)  # noqa: E731
+        self.scan = Scan(plan, None, view.row_id_count, nobody_waits, workers=workers)
         self.groups = slice(first_group, first_group + plan.group_count)
         ks = [one.waiting.k + one.waiting.offset for one in members for _ in range(one.plan.result_count)]
         self._selection = Selection(self.scan, ks, view.keys_of)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,7 +30,7 @@ LineKey = tuple[str, tuple[str, ...], str, str]  # collection, checkpoints, what
 Lead = Callable[[LineKey], object]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Waiting:
     """A query in line, and the future of what becomes of it, which who asks may cancel. ``in_batch``: whether it is
     finished together with others. ``cancelled``: of one whose thread waits, and then finishes it."""
@@ -112,7 +113,7 @@ class Lines:
                 self._changed.notify_all()
             else:
                 self._appoint(key, line)
-        one.future.add_done_callback(lambda future: self._leave(key, one) if future.cancelled() else None)
+        one.future.add_done_callback(partial(self._leave_if_cancelled, key, weakref.ref(one)))
 
     def take(self, key: LineKey) -> list[Waiting]:
         """Those who go next, none if all have left; gives others a moment to come."""
@@ -159,7 +160,11 @@ class Lines:
             if left_s <= 0 or not self._changed.wait_for(partial(line.is_longer, len(line.waiting)), left_s):
                 return
 
-    def _leave(self, key: LineKey, one: Waiting) -> None:
+    def _leave_if_cancelled(self, key: LineKey, waiting: weakref.ref[Waiting], future: Future[Any]) -> None:
+        """A future keeps its callbacks: one that held the query, and with it the answer, would leave a cycle."""
+        one = waiting()
+        if one is None or not future.cancelled():
+            return
         with self._changed:
             line = self._lines.get(key)
             if line is not None and one in line.waiting:

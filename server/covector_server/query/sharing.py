@@ -237,6 +237,7 @@ def _outcome(one: Waiting) -> _Scanned:
     while True:
         try:
             scanned: _Scanned = one.future.result(LOOK_S)
+            one.future = Future()  # what it holds leads back to the query: a cycle, which would keep the rows mapped
             return scanned
         except TimeoutError:
             if one.cancelled() and one.future.cancel():

@@ -93,14 +93,15 @@ class Selection:
         self._offering = threading.Lock()
         self._lost: set[int] = set() if lost is None else lost
         self._left_out = np.array(sorted(self._lost), dtype=np.int64)
-        self._direct = None if len(self._left_out) else direct_offer(scan, self._pools, self._offer)
+        self._direct = None if len(self._left_out) else direct_offer(scan, self._pools)
 
     def run(self) -> None:
         """Scans: offers all rows."""
         if self._direct is None:
             scan_each(self._scan, self.offer)
         else:
-            scan_strips(self._scan, self._direct.score, self._direct.help)
+            direct, offer = self._direct, self._offer
+            scan_strips(self._scan, lambda strip: direct.score(strip, offer), lambda: direct.help(offer))
             self.scanned_count += self._direct.scanned_count
 
     @property
