@@ -1,4 +1,4 @@
-"""A store several times as large as the memory that there is for it: queries against reading its files from end to end.
+"""A store larger than the memory that there is for it: queries against reading its files from end to end.
 
     python benchmarks/search_limited.py TASKS LOCAL DIM ROUNDS      # a process of search.py's
 
@@ -22,7 +22,7 @@ from ingest_report import Figure, ratio
 from search_exact import Local, Run
 from search_store import Data, drop_from_memory, opened, read_through, shard_files
 
-STORE_TO_MEMORY = 4  # how many times the memory for pages the store is
+STORE_TO_MEMORY = 2  # how many times the memory for pages the store is; what is read ahead fits into it several times
 PROCESS_BYTES = 200 << 20  # of the process itself
 _GROUPS = ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max"))
 NAME = f"exact, 1 query, {STORE_TO_MEMORY} times more rows than memory: rate / sequential read"
