@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -130,13 +131,7 @@ class _Ingest(grpc.GenericRpcHandler):
         return self._handler if handler_call_details.method == METHOD else None
 
 
-def _raw() -> Any:
-    behaviour: Callable[..., Awaitable[None]] = acknowledge_bytes
-    return grpc.stream_stream_rpc_method_handler(behaviour)
-
-
-def _beside() -> Any:
-    behaviour: Callable[..., Awaitable[None]] = acknowledge_beside
+def _of_bytes(behaviour: Callable[..., Awaitable[None]]) -> Any:
     return grpc.stream_stream_rpc_method_handler(behaviour)
 
 
@@ -146,7 +141,11 @@ def _proto() -> Any:
     )
 
 
-STYLES = {"raw": _raw, "beside": _beside, "proto": _proto}
+STYLES = {
+    "raw": partial(_of_bytes, acknowledge_bytes),
+    "beside": partial(_of_bytes, acknowledge_beside),
+    "proto": _proto,
+}
 
 
 async def serve(listen: str, style: str) -> None:

@@ -1,5 +1,6 @@
 /* What the compiled kernels share. Every function that Python calls is declared here; all but those of faults.c are free
-   of state, and take contiguous arrays. kernels/library.py states their types a second time: COVECTOR_VERSION changes with any of them. */
+   of state, and take contiguous arrays. kernels/library.py states their types a second time: COVECTOR_VERSION changes
+   with any of them. */
 #ifndef COVECTOR_H
 #define COVECTOR_H
 

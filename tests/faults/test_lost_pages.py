@@ -36,7 +36,7 @@ TOP = np.argsort(-(GRADIENTS @ QUERY))
 PAGE_BYTES = 4096
 
 
-def filled(server: ServerProcess, client: covector.Client) -> covector.Collection:
+def filled(client: covector.Client) -> covector.Collection:
     collection = client.create_collection("c", covector.Space(dim=DIM))
     with collection.writer("one") as writer:
         writer.add(list(range(ROWS)), GRADIENTS)
@@ -97,7 +97,7 @@ def test_chunks_are_verified_again_once_a_page_was_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_verified", [True, False])
 def test_a_query_names_the_rows_of_a_shard_that_was_cut(server: ServerProcess, is_verified: bool) -> None:
     with covector.connect(server.address) as client:
-        collection = filled(server, client)
+        collection = filled(client)
         if is_verified:
             assert collection.query(QUERY, k=5)[0].proponents[0].key == TOP[0]
         path = gradient_file(server.data, 0)
@@ -122,7 +122,7 @@ def test_a_query_names_the_rows_of_a_shard_that_was_cut(server: ServerProcess, i
 def test_rows_without_a_checksum_yet_are_not_taken_for_zeros(server: ServerProcess, rows_kept: int) -> None:
     """The last chunk of a checkpoint has its checksum in the catalog, and queries do not compare it."""
     with covector.connect(server.address) as client:
-        collection = filled(server, client)
+        collection = filled(client)
         assert collection.query(QUERY, k=5)[0].proponents[0].key == TOP[0]
         os.truncate(gradient_file(server.data, 1), rows_kept * 2 * DIM // PAGE_BYTES * PAGE_BYTES)
         for _ in range(2):
@@ -157,7 +157,7 @@ def test_an_index_that_was_cut_is_let_go(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_batch_that_stands_is_compared_with_what_can_be_read(server: ServerProcess) -> None:
     """Rows sent again must not be taken for changed ones because their pages are gone."""
     with covector.connect(server.address) as client:
-        collection = filled(server, client)
+        collection = filled(client)
         with collection.writer("one") as writer:
             writer.add(list(range(500)), GRADIENTS[:500])
         os.truncate(gradient_file(server.data, 0), 0)

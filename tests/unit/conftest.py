@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -23,3 +25,20 @@ def other_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctype
         assert loaded is not None
         found[name] = loaded
     return found
+
+
+UseLibrary = Callable[..., None]
+
+
+@pytest.fixture
+def use_library(other_libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch) -> UseLibrary:
+    """``use_library(kind, module, *names)`` puts a library in the place of the one that a module of kernels has under
+    these names: the one of ``other_libraries``, none for ``numpy``; ``compiled`` leaves it."""
+
+    def use(kind: str, module: ModuleType, *names: str) -> None:
+        assert library.LIBRARY is not None, "python native/compile.py"
+        if kind != "compiled":
+            for name in names or ("LIBRARY",):
+                monkeypatch.setattr(module, name, other_libraries.get(kind))
+
+    return use

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
+from tests.unit.conftest import UseLibrary
 
-from covector_server.kernels import codes, library
+from covector_server.kernels import codes
 from covector_server.kernels.codes import FEW, VECTOR_MAX, code_products
 
 
 @pytest.fixture(params=["compiled", "narrow", "plain", "numpy"])
-def either(
-    request: pytest.FixtureRequest, other_libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert library.LIBRARY is not None, "python native/compile.py"
-    if request.param != "compiled":
-        monkeypatch.setattr(codes, "LIBRARY", other_libraries.get(request.param))
+def either(request: pytest.FixtureRequest, use_library: UseLibrary) -> None:
+    use_library(request.param, codes)
 
 
 @pytest.mark.parametrize("rank", [1, 7, 8, 31, 32, 33, 64, 100, 256, 2_047, 2_049, 5_000])

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
+from tests.unit.conftest import UseLibrary
 
-from covector_server.kernels import library, nibbles
+from covector_server.kernels import nibbles
 from covector_server.kernels.nibbles import BLOCK, BLOCK_BYTES, nibble_products, pack, packed_bytes, unpack
 
 
 @pytest.fixture(params=["compiled", "narrow", "plain", "numpy"])
-def either(
-    request: pytest.FixtureRequest, other_libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert library.LIBRARY is not None, "python native/compile.py"
-    if request.param != "compiled":
-        monkeypatch.setattr(nibbles, "LIBRARY", other_libraries.get(request.param))
+def either(request: pytest.FixtureRequest, use_library: UseLibrary) -> None:
+    use_library(request.param, nibbles)
 
 
 def made_codes(row_count: int, rank: int) -> np.ndarray:

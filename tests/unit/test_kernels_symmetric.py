@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
+from tests.unit.conftest import UseLibrary
 
 from covector.attribution.preconditioner import ByLayer, Dense, LowRank
 from covector_server.fit.served_map import SymmetricDense, served
-from covector_server.kernels import library, symmetric
+from covector_server.kernels import symmetric
 from covector_server.kernels.symmetric import symmetric_product
 
 
 @pytest.fixture(params=["compiled", "plain", "numpy"])
-def either(
-    request: pytest.FixtureRequest, other_libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert library.LIBRARY is not None, "python native/compile.py"
-    if request.param != "compiled":
-        monkeypatch.setattr(symmetric, "LIBRARY", other_libraries.get(request.param))
+def either(request: pytest.FixtureRequest, use_library: UseLibrary) -> None:
+    use_library(request.param, symmetric)
 
 
 def symmetric_matrix(dim: int) -> np.ndarray:

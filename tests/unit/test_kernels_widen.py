@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import pytest
+from tests.unit.conftest import UseLibrary
 
-from covector_server.kernels import library, widen
+from covector_server.kernels import widen
 from covector_server.kernels.widen import BRIEF_ELEMENTS
 
 
 @pytest.fixture(params=["compiled", "plain", "numpy"])
-def either(
-    request: pytest.FixtureRequest, other_libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert library.LIBRARY is not None, "python native/compile.py"
-    if request.param != "compiled":
-        for name in ("LIBRARY", "BRIEF"):
-            monkeypatch.setattr(widen, name, other_libraries.get(request.param))
+def either(request: pytest.FixtureRequest, use_library: UseLibrary) -> None:
+    use_library(request.param, widen, "LIBRARY", "BRIEF")
 
 
 @pytest.mark.usefixtures("either")

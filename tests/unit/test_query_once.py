@@ -16,6 +16,7 @@ from tests.unit.test_query_rpc import (
     DIM,
     EndlessCheckpoint,
     Served,
+    check_that_leaving_stops_it,
     failure,
     keys_message,
     pieces,
@@ -189,20 +190,7 @@ def test_damage_fails_the_query_that_meets_it(view: MemoryCollection) -> None:
 
 
 def test_a_client_that_goes_away_stops_its_query(view: MemoryCollection) -> None:
-    endless = EndlessCheckpoint("a", view.checkpoints["a"].stored)
-    served = Served({"c": replace(view, checkpoints={"a": endless})})
-    vectors = vectors_of(1, 1)
-    spec = query_pb2.TopKSpec(query=spec_of(view, vectors, names=""), k=3)
-
-    async def call(channel: grpc.aio.Channel) -> bool:
-        asking = asyncio.create_task(once(channel, spec, vectors))
-        assert await asyncio.to_thread(endless.started.wait, 30)
-        served.closed.clear()
-        asking.cancel()
-        return await asyncio.to_thread(served.closed.wait, 30)
-
-    assert served.run(call)
-    assert served.open_count == 0
+    check_that_leaving_stops_it(view, once)
 
 
 def test_a_deadline_stops_its_query(view: MemoryCollection) -> None:

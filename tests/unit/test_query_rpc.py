@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -286,14 +286,18 @@ class EndlessCheckpoint(MemoryCheckpoint):
             yield MemoryStrip(self, np.arange(self.row_count))
 
 
-def test_a_client_that_goes_away_stops_its_query(view: MemoryCollection) -> None:
+def check_that_leaving_stops_it(
+    view: MemoryCollection,
+    ask: Callable[[grpc.aio.Channel, query_pb2.TopKSpec, np.ndarray], Coroutine[Any, Any, object]],
+) -> None:
+    """Asserts that a query that ``ask`` begins, and that would never end, does when its client goes away."""
     endless = EndlessCheckpoint("a", view.checkpoints["a"].stored)
     served = Served({"c": replace(view, checkpoints={"a": endless})})
     vectors = np.ones((1, 1, DIM), dtype=np.float32)
     spec = query_pb2.TopKSpec(query=spec_of(view, vectors, names=""), k=3)
 
     async def call(channel: grpc.aio.Channel) -> bool:
-        asking = asyncio.create_task(query(channel, spec, pieces(vectors)))
+        asking = asyncio.create_task(ask(channel, spec, vectors))
         assert await asyncio.to_thread(endless.started.wait, 30)
         served.closed.clear()
         asking.cancel()
@@ -301,6 +305,10 @@ def test_a_client_that_goes_away_stops_its_query(view: MemoryCollection) -> None
 
     assert served.run(call)
     assert served.open_count == 0
+
+
+def test_a_client_that_goes_away_stops_its_query(view: MemoryCollection) -> None:
+    check_that_leaving_stops_it(view, lambda channel, spec, vectors: query(channel, spec, pieces(vectors)))
 
 
 def keys_message(keys: Iterable[Key]) -> types_pb2.KeyColumn:

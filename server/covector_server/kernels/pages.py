@@ -34,8 +34,10 @@ def unwatch(place: int) -> None:
 def lost_part(address: int) -> tuple[int, int]:
     """Between which bytes of the watched map at this address all its lost pages lie, the second excluded; (0, 0) if
     none was lost."""
+    if BRIEF is None or not _lost_page_count():
+        return 0, 0  # every read of a last chunk asks
     first, stop = ctypes.c_size_t(), ctypes.c_size_t()
-    if BRIEF is None or not BRIEF.covector_lost_part(address, ctypes.addressof(first), ctypes.addressof(stop)):
+    if not BRIEF.covector_lost_part(address, ctypes.addressof(first), ctypes.addressof(stop)):
         return 0, 0
     return first.value, stop.value
 

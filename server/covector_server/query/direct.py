@@ -26,7 +26,6 @@ STRIPS_OPEN: Final = 64  # the newest, which threads that have nothing else to d
 PLACE_BITS: Final = 32  # of an origin: the number of a strip, then the place in it
 RESCORED_MAX: Final = 1024  # rows at once, whose places are found one by one
 
-
 Offer = Callable[[Scored], None]  # takes scores to the pools the long way
 
 

@@ -108,7 +108,7 @@ class _Share:
         self._selection = Selection(self.scan, ks, view.keys_of)
 
     def is_wanted(self) -> bool:
-        return self.error is None and any(member.waiting.is_wanted for member in self.members)
+        return self.error is None and not self.scan.cancelled()
 
     def run(self) -> None:
         """Scans for itself alone, which may go a shorter way."""
